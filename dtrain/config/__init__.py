@@ -1,0 +1,1 @@
+"""What the person said: a YAML file as a frozen, closed, typed object."""

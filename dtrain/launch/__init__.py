@@ -1,0 +1,1 @@
+"""Takes a plan and starts it somewhere. Decides nothing about training."""

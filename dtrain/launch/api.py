@@ -1,0 +1,88 @@
+"""What a launcher is: six methods over plain data. A third party's launcher imports this file and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+ENTRY_POINT_GROUP = "dtrain.launchers"
+
+RunState = Literal["pending", "running", "done", "failed", "interrupted", "lost"]
+"""`pending`: accepted, not started. `lost`: the launcher no longer knows it and it left no exit.json."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to start. The folder is complete (config.yaml, plan.json) before a launcher sees it."""
+
+    run_id: str
+    name: str
+    folder: Path
+    """The run's output folder; on a remote launcher, the local copy to ship."""
+    nodes: int
+    ranks_per_node: int
+    device: Literal["cuda", "cpu"]
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    """plan.json, for what a launcher prints or asks for (hours, memory); never to decide about training."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """`launchers.NAME` of the config."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment the run needs beside the caller's own; never secrets."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Everything `submit` will do, as text: what `--dry-run` prints is what is sent."""
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Path (as it will be written) → content."""
+    commands: tuple[tuple[str, ...], ...] = ()
+    usd_per_hour: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Handle:
+    """How to find a submitted run again: plain JSON."""
+
+    launcher: str
+    run_id: str
+    folder: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Status:
+    state: RunState
+    exit_code: int | None = None
+    reason: str = ""
+    """One line for people."""
+
+
+@runtime_checkable
+class Launcher(Protocol):
+    """Six methods. Anything refused is `errors.LauncherRefused`, in the launcher's words plus what to do."""
+
+    name: str
+
+    def check(self, job: Job | None = None) -> list[str]:
+        """What would stop a submit, a line each; empty means ready. Spends nothing."""
+
+    def render(self, job: Job) -> Rendered:
+        """Pure: the files, commands and price of a submit."""
+
+    def submit(self, job: Job, rendered: Rendered) -> Handle:
+        """The only method that spends. Idempotent per run id: a second submit finds the first one's run."""
+
+    def status(self, handle: Handle) -> Status: ...
+
+    def logs(self, handle: Handle, follow: bool) -> Iterator[str]:
+        """Lines of the run's logs, ranks named; with `follow`, until the run has ended."""
+
+    def cancel(self, handle: Handle) -> None:
+        """Stop it, letting it save first. Idempotent; returns when nothing is running or billed any more."""

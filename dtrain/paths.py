@@ -1,0 +1,98 @@
+"""The only place that knows the names of files in a run's folder and in dtrain's home."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def home() -> Path:
+    """`$DTRAIN_HOME`, else the user's data folder: the registry of runs and the cache of tokenised data."""
+    told = os.environ.get("DTRAIN_HOME")
+    if told:
+        return Path(told)
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "dtrain"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Files of one run. `output` becomes a Hugging Face model folder; `output/dtrain` is the run itself."""
+
+    output: Path
+
+    @property
+    def run(self) -> Path:
+        return self.output / "dtrain"
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, every value explicit; what a worker reads."""
+        return self.run / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.run / "plan.json"
+
+    @property
+    def state(self) -> Path:
+        """Where the run stands now: written by rank 0, read by every client."""
+        return self.run / "state.json"
+
+    @property
+    def exit(self) -> Path:
+        """`{"code","reason","step","ended"}`, written last."""
+        return self.run / "exit.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.run / "metrics.jsonl"
+
+    @property
+    def loss_plot(self) -> Path:
+        return self.run / "loss.png"
+
+    @property
+    def logs(self) -> Path:
+        return self.run / "logs"
+
+    def rank_log(self, rank: int) -> Path:
+        return self.logs / f"rank-{rank}.log"
+
+    def rank_error(self, rank: int) -> Path:
+        """A rank's own last words as JSON: an error object of the contract plus `traceback`."""
+        return self.logs / f"rank-{rank}.error.json"
+
+    @property
+    def launch_log(self) -> Path:
+        """What the supervisor and torchrun said."""
+        return self.logs / "launch.log"
+
+    @property
+    def data(self) -> Path:
+        """`data.json`: which cache entry holds the tokenised rows, the counts, what was dropped and why."""
+        return self.run / "data.json"
+
+    @property
+    def samples(self) -> Path:
+        """`samples.json`: what the trained model wrote for `sample_prompts`."""
+        return self.run / "samples.json"
+
+    @property
+    def report(self) -> Path:
+        """`report.json`: planned beside measured, the end of the run in numbers."""
+        return self.run / "report.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step}"
+
+    @classmethod
+    def of(cls, folder: Path) -> RunPaths:
+        """From the output folder or from the `dtrain` folder inside it."""
+        folder = Path(folder)
+        return cls(folder.parent if folder.name == "dtrain" and (folder / "plan.json").exists() else folder)

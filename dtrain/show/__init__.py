@@ -1,0 +1,1 @@
+"""Tables, bars and plots: the only code that prints."""

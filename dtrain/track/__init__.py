@@ -1,0 +1,1 @@
+"""What a run tells about itself: metrics.jsonl always, W&B on request."""

@@ -1,0 +1,1 @@
+"""The training road: model, engine, loop, checkpoints. Knows nothing of who launched it."""
