@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Linear:
-    """One weight matrix of a block. `count` is how many such matrices a layer holds (experts), `active` how many a token uses."""
+    """One weight matrix of a block. `count` matrices a layer holds (experts), of which a token uses `active`."""
 
     name: str
     """The module's own name (`q_proj`, `gate_proj`, `c_attn`), what `lora_target_modules` says."""
@@ -72,6 +72,12 @@ class ModelFacts:
     """The output matrix and its bias; 0 when tied."""
     final_parameters: int = 0
     """The last norm and projections outside the blocks."""
+    activation: str = "silu"
+    """Of the MLP, as the config spells it (`silu`, `gelu_new`, `gelu_pytorch_tanh`, `relu` …)."""
+    qk_norm: Literal["none", "head", "full"] = "none"
+    """Norm on queries and keys: none, one weight vector for all heads, or one over all heads together."""
+    parallel_residual: bool = False
+    """Attention and MLP read the same residual (GPT-NeoX, GPT-J, Falcon, Phi) instead of one after the other."""
     source: str = ""
     """Where the figures come from: a folder, the catalogue, the hub and its revision."""
     config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
