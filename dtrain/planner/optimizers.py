@@ -1,0 +1,74 @@
+"""What each optimizer keeps and what its step needs, in bytes per parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """States of one optimizer. Bytes are per trained parameter, counted over the ranks that share it."""
+
+    name: str
+    state_bytes: float
+    """Kept between steps for a matrix parameter (first and second moment, block scales)."""
+    vector_state_bytes: float
+    """Kept for what is no matrix (norms, biases), and for tensors too small to quantise."""
+    step_bytes: float
+    """Alive only inside the step: temporaries of foreach kernels; 0 for fused ones."""
+    paged: bool = False
+    """States live in unified memory: host RAM that the card sees, outside torch's allocator."""
+    factored: bool = False
+    """The second moment of a matrix is a row and a column; needs the matrix whole (no flat ZeRO partition)."""
+    in_backward: bool = False
+    """The step of a parameter runs as its gradient arrives, so gradients never exist together."""
+
+    def with_state_dtype(self, bytes_per_moment: float) -> OptimizerSpec:
+        """The same optimizer with its moments held in another type (`plan_as.optimizer_state_dtype`)."""
+        scale = bytes_per_moment / 4
+        return replace(self, state_bytes=self.state_bytes * scale, vector_state_bytes=self.vector_state_bytes * scale)
+
+
+_BNB_SCALES = 4 / 256  # bitsandbytes: one fp32 absmax per block of 256 (functional.py, blocksize=256 for optimizers)
+_AO_8BIT_SCALES = 4 / 256  # torchao/optim/adam.py: block_size 256
+_AO_4BIT_SCALES = 4 / 128  # torchao/optim/adam.py: block_size 128
+_FOREACH = 4.0  # torch/optim/adamw.py _multi_tensor_adamw: `_foreach_sqrt` makes one more copy of a moment
+
+OPTIMIZERS: Mapping[str, OptimizerSpec] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            OptimizerSpec("adamw_torch", 8, 8, _FOREACH),
+            OptimizerSpec("adamw_torch_fused", 8, 8, 0),
+            OptimizerSpec("adamw_bnb_8bit", 2 + 2 * _BNB_SCALES, 8, 0),
+            OptimizerSpec("paged_adamw_8bit", 2 + 2 * _BNB_SCALES, 8, 0, paged=True),
+            OptimizerSpec("paged_adamw_32bit", 8, 8, 0, paged=True),
+            OptimizerSpec("adamw_torch_8bit", 2 + 2 * _AO_8BIT_SCALES, 8, 0),
+            OptimizerSpec("adamw_torch_4bit", 1 + 2 * _AO_4BIT_SCALES, 8, 0),
+            OptimizerSpec("lion_8bit", 1 + _BNB_SCALES, 4, 0),
+            OptimizerSpec("paged_lion_8bit", 1 + _BNB_SCALES, 4, 0, paged=True),
+            OptimizerSpec("lion_32bit", 4, 4, 0),
+            OptimizerSpec("paged_lion_32bit", 4, 4, 0, paged=True),
+            OptimizerSpec("adafactor", 4, 4, 0, factored=True),
+            OptimizerSpec("muon", 4, 8, 4),
+            OptimizerSpec("sgd", 0, 0, 0),
+        )
+    }
+)
+"""By the names of `optimizer:`. Adafactor's 4 bytes hold where ZeRO hands it flat partitions."""
+
+StateDtype = Literal["fp32", "bf16", "fp16", "int8", "int4"]
+MOMENT_BYTES: Mapping[str, float] = MappingProxyType(
+    {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1 + _AO_8BIT_SCALES, "int4": 0.5 + _AO_4BIT_SCALES}
+)
+
+
+def optimizer_spec(name: str, state_dtype: str | None = None, in_backward: bool = False) -> OptimizerSpec:
+    """The spec of a named optimizer, its moments in `state_dtype` where another framework holds them so."""
+    spec = OPTIMIZERS[name]
+    if state_dtype is not None:
+        spec = spec.with_state_dtype(MOMENT_BYTES[state_dtype])
+    return replace(spec, in_backward=in_backward)

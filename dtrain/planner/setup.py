@@ -1,0 +1,320 @@
+"""One layout of one run, complete: everything an estimate of memory or time needs, for our way and for others'.
+
+`setup_from` fills it for what dtrain really runs (or, with `plan_as`, for what another framework would). The
+estimators read nothing else: no config, no YAML, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from dtrain.config.schema import Config, PlanAs
+from dtrain.hardware.profiles import Profile
+from dtrain.models.facts import ModelFacts
+from dtrain.planner.choice import Choice
+from dtrain.planner.optimizers import OptimizerSpec, optimizer_spec
+
+Sharding = Literal["zero0", "zero1", "zero2", "zero3", "fsdp2", "ddp"]
+Dtype = Literal["fp32", "bf16", "fp16", "fp8", "int8", "nf4"]
+Offload = Literal["none", "cpu", "nvme"]
+
+DTYPE_BYTES: Mapping[str, float] = MappingProxyType(
+    {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "nf4": 0.5 + 4 / 64}
+)
+"""Bytes of one element. nf4: one fp32 absmax per block of 64 (bitsandbytes functional.py quantize_4bit)."""
+
+NF4_DOUBLE_QUANT_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""The absmax itself in 8 bits, with one fp32 scale per 256 of them (QLoRA, arXiv 2305.14314, section 3)."""
+
+CHUNK_TOKENS = 1024
+"""Positions whose logits exist at once in our chunked cross-entropy when `cross_entropy_chunks` is auto."""
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """Who holds numbers in which type. The defaults are DeepSpeed's bf16 with fp32 masters and accumulation."""
+
+    compute: Dtype = "bf16"
+    """What the matmuls run in."""
+    weights: Dtype = "bf16"
+    """Trained weights as the model holds them between steps (fp32 with FSDP2's mixed precision)."""
+    master: Dtype | None = "fp32"
+    """The optimizer's own copy of the weights; None where `weights` is what is stepped."""
+    gradient: Dtype = "bf16"
+    """As backward leaves them."""
+    accumulation: Dtype | None = "fp32"
+    """Where gradients are summed over micro-batches; None: in `gradient` itself."""
+    reduce: Dtype = "bf16"
+    """What collectives of gradients carry."""
+    frozen: Dtype = "bf16"
+    """Weights that are not trained."""
+    norm: Dtype = "fp32"
+    """What norms compute in; Hugging Face's upcast to fp32 and keep that copy for backward."""
+    loss: Dtype = "fp32"
+    """What the softmax of the loss runs in."""
+
+
+@dataclass(frozen=True)
+class ZeroBuckets:
+    """Sizes of DeepSpeed's buffers, in elements, as dtrain writes them into the engine's config."""
+
+    reduce: int = 500_000_000
+    allgather: int = 500_000_000
+    prefetch: int = 50_000_000
+    persistence: int = 100_000
+    """Parameters smaller than this are never sharded at stage 3."""
+    max_live: int = 1_000_000_000
+    overlap: bool = True
+    """Reduce while computing: a second reduce bucket."""
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """Low-rank matrices beside frozen linears."""
+
+    kind: Literal["lora", "qlora"]
+    rank: int
+    targets: frozenset[str]
+    """Names of linears (`q_proj`, …) that get an adapter."""
+    dora: bool = False
+    dropout: bool = False
+    modules_to_save: frozenset[str] = frozenset()
+    """Whole modules trained beside the adapters: `embed_tokens`, `lm_head`."""
+    copies: int = 1
+    """Adapters held at once (prime-rl trains several)."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One layout. Sizes are per rank unless the name says otherwise."""
+
+    facts: ModelFacts
+    profile: Profile
+    sequence_len: int
+    micro_batch_size: int
+    """Sequences (packed rows when packing) per forward pass of one data-parallel rank."""
+    accumulation: int
+
+    sharding: Sharding
+    replicate_size: int = 1
+    """Copies of the sharded model (HSDP, ZeRO++ hpZ); the shard is over ranks / replicate_size."""
+    reshard_after_forward: bool = True
+
+    dtypes: Dtypes = field(default_factory=Dtypes)
+    double_quant: bool = False
+    tf32: bool = False
+
+    optimizer: OptimizerSpec = field(default_factory=lambda: optimizer_spec("adamw_torch"))
+    adapter: AdapterSpec | None = None
+    frozen_modules: frozenset[str] = frozenset()
+
+    checkpointing: Literal["none", "full", "selective", "offload"] = "none"
+    attention: str = "sdpa"
+    cross_entropy: Literal["eager", "chunked", "compiled", "fused"] = "chunked"
+    cross_entropy_chunk_tokens: int = CHUNK_TOKENS
+    """Positions per chunk, where the loss is chunked or fused."""
+    sequence_parallel_size: int = 1
+    tensor_parallel_size: int = 1
+    tiled_mlp: bool = False
+    compiled: bool = False
+    """torch.compile of the blocks: fused norms, activations and rope."""
+    fused_kernels: bool = False
+    """Liger-like norms, rope and gated activations that keep only their inputs."""
+    packed: bool = False
+
+    offload_optimizer: Offload = "none"
+    offload_params: Offload = "none"
+    buckets: ZeroBuckets = ZeroBuckets()
+    expandable_segments: bool = False
+
+    trained_share: float | None = None
+    """Share of positions that carry loss, where known; the memory estimate takes 1 without it."""
+    eval_micro_batch_size: int | None = None
+    """None: no evaluation."""
+    gradient_clipping: bool = True
+
+    @property
+    def ranks(self) -> int:
+        return self.profile.gpus
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Ranks that read different sequences."""
+        return max(1, self.ranks // (self.sequence_parallel_size * self.tensor_parallel_size))
+
+    @property
+    def shard_ranks(self) -> int:
+        """Ranks over which states are split (sequence-parallel ranks shard too); 1 where nothing is."""
+        if self.sharding in ("zero0", "ddp"):
+            return 1
+        return max(1, self.ranks // (self.tensor_parallel_size * self.replicate_size))
+
+    @property
+    def shards_optimizer(self) -> bool:
+        return self.sharding in ("zero1", "zero2", "zero3", "fsdp2")
+
+    @property
+    def shards_gradients(self) -> bool:
+        return self.sharding in ("zero2", "zero3", "fsdp2")
+
+    @property
+    def shards_weights(self) -> bool:
+        return self.sharding in ("zero3", "fsdp2")
+
+    @property
+    def is_deepspeed(self) -> bool:
+        return self.sharding.startswith("zero")
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences per optimizer step over all ranks."""
+        return self.micro_batch_size * self.accumulation * self.data_parallel_size
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Positions one rank holds in a forward pass (its part of the sequence under sequence parallel)."""
+        return self.micro_batch_size * -(-self.sequence_len // self.sequence_parallel_size)
+
+    @property
+    def step_tokens(self) -> int:
+        """Slots per optimizer step over all ranks."""
+        return self.global_batch_size * self.sequence_len
+
+    @property
+    def trained_positions(self) -> int:
+        """Positions of a micro-batch that reach the head; all of them where the share is not known."""
+        share = 1.0 if self.trained_share is None else self.trained_share
+        return max(1, round(self.micro_batch_tokens * share))
+
+    @property
+    def adapter_parameters(self) -> int:
+        """Elements of the low-rank matrices (and DoRA magnitudes) of one adapter."""
+        if self.adapter is None:
+            return 0
+        rank, dora = self.adapter.rank, self.adapter.dora
+        return sum(
+            layers * linear.count * (rank * (linear.inputs + linear.outputs) + (linear.outputs if dora else 0))
+            for layer, layers in self.facts.layers
+            for linear in layer.linears
+            if linear.name in self.adapter.targets
+        )
+
+    @property
+    def trained_parameters(self) -> int:
+        """What the optimizer steps, whole model."""
+        if self.adapter is None:
+            return self.facts.parameters
+        saved = self.adapter.modules_to_save
+        whole = (self.facts.embedding_parameters if "embed_tokens" in saved else 0) + (
+            (self.facts.head_parameters or self.facts.vocab_size * self.facts.hidden_size) if "lm_head" in saved else 0
+        )
+        return self.adapter_parameters + whole
+
+    @property
+    def frozen_parameters(self) -> int:
+        return 0 if self.adapter is None else self.facts.parameters
+
+
+def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choice) -> Setup:
+    """The layout that `choice` means on this machine: dtrain's own way, or another framework's under `plan_as`."""
+    other = config.plan_as or PlanAs()
+    compute: Dtype = "fp32" if choice.precision == "tf32" else choice.precision
+    sharding: Sharding = other.sharding or f"zero{choice.zero_stage}"  # type: ignore[assignment]
+    positions = choice.micro_batch_size * -(-choice.sequence_len // choice.sequence_parallel_size)
+    return Setup(
+        facts=facts,
+        profile=profile,
+        sequence_len=choice.sequence_len,
+        micro_batch_size=choice.micro_batch_size,
+        accumulation=choice.gradient_accumulation_steps,
+        sharding=sharding,
+        replicate_size=other.replicate_size,
+        reshard_after_forward=other.reshard_after_forward,
+        dtypes=dtypes_of(config, other, sharding, compute),
+        double_quant=config.bnb_4bit_use_double_quant,
+        tf32=choice.precision == "tf32",
+        optimizer=optimizer_spec(choice.optimizer, other.optimizer_state_dtype, other.optimizer_in_backward),
+        adapter=adapter_spec(config, facts),
+        checkpointing=choice.gradient_checkpointing,
+        attention=choice.attention,
+        cross_entropy=choice.cross_entropy,
+        cross_entropy_chunk_tokens=chunk_tokens(config, positions),
+        sequence_parallel_size=choice.sequence_parallel_size,
+        tensor_parallel_size=config.tensor_parallel_size,
+        tiled_mlp=config.tiled_mlp,
+        compiled=config.torch_compile,
+        packed=config.sample_packing,
+        offload_optimizer=choice.offload_optimizer,
+        offload_params=choice.offload_params,
+        eval_micro_batch_size=eval_micro_batch(config, choice),
+        gradient_clipping=config.max_grad_norm > 0,
+    )
+
+
+def dtypes_of(config: Config, other: PlanAs, sharding: Sharding, compute: Dtype) -> Dtypes:
+    """DeepSpeed: 16-bit weights, fp32 masters and fp32 accumulation. FSDP2 and DDP: fp32 weights, cast to compute."""
+    deepspeed = sharding.startswith("zero")
+    masters = other.master_weights != "none" and compute != "fp32"
+    gradient: Dtype = other.gradient_dtype or (compute if deepspeed or not masters else "fp32")
+    return Dtypes(
+        compute=compute,
+        weights="fp32" if masters and not deepspeed else compute,
+        master="fp32" if masters and deepspeed else None,
+        gradient=gradient,
+        accumulation="fp32" if masters and deepspeed and other.gradient_dtype is None else None,
+        reduce=gradient,
+        frozen=other.base_weights_dtype or _frozen_dtype(config, compute),
+    )
+
+
+def _frozen_dtype(config: Config, compute: Dtype) -> Dtype:
+    if config.adapter == "qlora" or config.load_in_4bit:
+        return "nf4"
+    return "int8" if config.load_in_8bit else compute
+
+
+def adapter_spec(config: Config, facts: ModelFacts) -> AdapterSpec | None:
+    """Which linears get adapters; peft's defaults where the file names none are q and v (peft/utils/constants.py)."""
+    if config.adapter is None:
+        return None
+    return AdapterSpec(
+        kind=config.adapter,
+        rank=config.lora_r,
+        targets=adapter_targets(config, facts),
+        dora=config.peft_use_dora,
+        dropout=config.lora_dropout > 0,
+        modules_to_save=frozenset(config.lora_modules_to_save or ()),
+    )
+
+
+def linear_names(facts: ModelFacts) -> frozenset[str]:
+    return frozenset(linear.name for layer, _ in facts.layers for linear in layer.linears)
+
+
+def adapter_targets(config: Config, facts: ModelFacts) -> frozenset[str]:
+    names = linear_names(facts)
+    asked = config.lora_target_modules
+    told = frozenset([asked] if isinstance(asked, str) else asked or ())
+    if config.lora_target_linear or "all-linear" in told:
+        return names
+    if told:
+        return told & names
+    common = frozenset({"q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv"}) & names
+    return common or names
+
+
+def chunk_tokens(config: Config, positions: int) -> int:
+    """Positions per chunk of the loss: `cross_entropy_chunks` equal parts, or the default size."""
+    if isinstance(config.cross_entropy_chunks, int):
+        return -(-positions // config.cross_entropy_chunks)
+    return min(positions, CHUNK_TOKENS)
+
+
+def eval_micro_batch(config: Config, choice: Choice) -> int | None:
+    """Sequences per forward pass of an evaluation; None where nothing is held out."""
+    if not config.test_datasets and not config.val_set_size:
+        return None
+    return config.eval_batch_size or choice.micro_batch_size
