@@ -1,0 +1,177 @@
+"""From a file, or text, and `--set` flags to a Config whose every value knows where it was said."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from dtrain import assets
+from dtrain.config import axolotl, rules
+from dtrain.config.origins import KeyPath, Loaded, Origin, dotted
+from dtrain.config.schema import Config
+from dtrain.config.tree import Dumper, Node, error_at, read
+from dtrain.config.validate import validated, without_nulls
+from dtrain.errors import BadInput, BadInputs
+
+__all__ = ["Loaded", "Origin", "dump", "find_file", "load", "loads"]
+
+MAX_FILE_BYTES = 1_000_000
+"""A config is a few kB; what is larger is some other file given by mistake."""
+
+
+def load(path: Path | str, sets: Sequence[str] = ()) -> Loaded:
+    """Read a config file. `sets` are `a.b=c` texts that overrule it. BadInputs with every error there is."""
+    path = Path(path)
+    return _loaded(_text_of(path), str(path), path, sets)
+
+
+def loads(text: str, name: str = "<text>", sets: Sequence[str] = ()) -> Loaded:
+    """The same from text; `name` stands for the file in messages."""
+    return _loaded(text, name, None, sets)
+
+
+def dump(config: Config) -> str:
+    """YAML with every value explicit: `loads(dump(config)).config == config`. It is a run's `config.yaml`."""
+    return yaml.dump(
+        config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120, indent=2
+    )
+
+
+def find_file(said: str, config_file: Path | None) -> Path | None:
+    """A path that a config names: from the working directory, then the config's folder, then what dtrain ships."""
+    try:
+        relative = Path(said).expanduser()
+        folders = [Path(), *([config_file.parent] if config_file is not None else [])]
+        for folder in folders:
+            if (folder / relative).exists():
+                return folder / relative
+    except (OSError, ValueError, RuntimeError):  # a name no file can have; a home that is not there
+        return None
+    return None if relative.is_absolute() else assets.shipped(said)
+
+
+def _loaded(text: str, name: str, file: Path | None, sets: Sequence[str]) -> Loaded:
+    origin = Origin("file", name)
+    try:
+        tree, errors = read(text, origin)
+    except BadInput as error:
+        raise BadInputs([error]) from None
+    if not isinstance(tree.value, dict):
+        raise BadInputs([_not_a_mapping(tree)])
+    for said in sets:
+        try:
+            tree = with_flag(tree, said)
+        except BadInput as error:
+            errors.append(error)
+    translated = axolotl.translate(tree, file)
+    tree = without_nulls(translated.tree)
+    config, wrong = validated(tree, axolotl.names())
+    errors += translated.errors + wrong + rules.contradictions(tree)
+    if errors or config is None:
+        raise BadInputs(sorted(errors, key=lambda error: error.line or 0))
+    origins = {dotted(path): node.origin for path, node in tree.walk() if path}
+    return Loaded(config, origins, (*translated.notes, *rules.arithmetic(config)), file)
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+def _text_of(path: Path) -> str:
+    try:
+        if path.is_dir():
+            raise BadInputs([_is_a_folder(path)])
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise BadInputs([BadInput("too large for a config", file=str(path), allowed=f"{MAX_FILE_BYTES:,} bytes")])
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise BadInputs([_no_such_file(path)]) from None
+    except UnicodeDecodeError as error:
+        found = BadInput(f"not UTF-8 text (byte {error.start})", file=str(path), fix="save the file as UTF-8")
+        raise BadInputs([found]) from None
+    except (OSError, ValueError) as error:
+        words = getattr(error, "strerror", None) or str(error)
+        raise BadInputs([BadInput(f"cannot be read: {words}", file=str(path))]) from None
+
+
+def _is_a_folder(path: Path) -> BadInput:
+    inside = sorted(str(file) for file in path.glob("*.y*ml"))
+    return BadInput("this is a folder, not a file", file=str(path), fix=_name_one(inside, "name the YAML file in it"))
+
+
+def _no_such_file(path: Path) -> BadInput:
+    shipped = assets.shipped(str(path)) if not path.is_absolute() else None
+    if shipped is not None:
+        return BadInput("no such file", file=str(path), fix=f"the one that ships with dtrain is {shipped}")
+    beside = [str(file) for folder in (path.parent, Path("configs")) for file in sorted(folder.glob("*.y*ml"))]
+    by_name = {Path(file).name: file for file in reversed(beside)}
+    near = difflib.get_close_matches(path.name, by_name, n=1)
+    fix = f"did you mean {by_name[near[0]]}?" if near else _name_one(beside, "check the path")
+    return BadInput("no such file", file=str(path), fix=fix)
+
+
+def _name_one(files: list[str], otherwise: str) -> str:
+    return f"the YAML files there: {', '.join(files[:5])}" if files else otherwise
+
+
+def _not_a_mapping(tree: Node) -> BadInput:
+    if tree.value is None:
+        return error_at(
+            tree.origin, None, "the file is empty", fix="start from configs/storyteller.yaml (dtrain config show)"
+        )
+    kind = "a list" if isinstance(tree.value, list) else "a single value"
+    return error_at(
+        tree.origin, None, f"the file holds {kind}, not a mapping", allowed="key: value lines", fix="`base_model: …`"
+    )
+
+
+# --- flags --------------------------------------------------------------------------------------------------------
+
+_STEP = re.compile(r"\.?([^.\[\]=]+)|\[(\d{1,6})\]")
+
+
+def with_flag(tree: Node, said: str) -> Node:
+    """The tree with one `a.b[0].c=value` laid over it; the value is read as YAML."""
+    key, equals, text = said.partition("=")
+    path = _flag_path(key)
+    if not equals or path is None:
+        raise BadInput("--set needs key=value", value=said, fix="for example: --set learning_rate=1e-4")
+    value, errors = read(text, Origin("flag", said_as=key))
+    for error in errors:
+        raise error
+    return _laid_over(tree, path, value, ())
+
+
+def _flag_path(key: str) -> KeyPath | None:
+    path: list[str | int] = []
+    position = 0
+    while position < len(key):
+        step = _STEP.match(key, position)
+        if step is None or (position == 0 and step[1] is None):
+            return None
+        path.append(step[1] if step[1] is not None else int(step[2]))
+        position = step.end()
+    return tuple(path) or None
+
+
+def _laid_over(tree: Node, rest: KeyPath, value: Node, done: KeyPath) -> Node:
+    if not rest:
+        return value
+    head, rest = rest[0], rest[1:]
+    if isinstance(head, int):
+        items = list(tree.value) if isinstance(tree.value, list) else []
+        if head > len(items):
+            raise error_at(value.origin, dotted((*done, head)), f"there are only {len(items)} entries")
+        items[head : head + 1] = [_laid_over(_or_nothing(items, head, value), rest, value, (*done, head))]
+        return replace(tree, value=items)
+    keys = dict(tree.value) if isinstance(tree.value, dict) else {}
+    keys[head] = _laid_over(keys.get(head) or Node(None, value.origin), rest, value, (*done, head))
+    return replace(tree, value=keys)
+
+
+def _or_nothing(items: list[Node], index: int, value: Node) -> Node:
+    return items[index] if index < len(items) else Node(None, value.origin)
