@@ -19,6 +19,8 @@ class OptimizerSpec:
     """Kept for what is no matrix (norms, biases), and for tensors too small to quantise."""
     step_bytes: float
     """Alive only inside the step: temporaries of foreach kernels; 0 for fused ones."""
+    flat_step_bytes: float = 0
+    """The same where ZeRO hands it one flat tensor, stepped by the single-tensor kernels."""
     paged: bool = False
     """States live in unified memory: host RAM that the card sees, outside torch's allocator."""
     factored: bool = False
@@ -36,12 +38,13 @@ _BNB_SCALES = 4 / 256  # bitsandbytes: one fp32 absmax per block of 256 (functio
 _AO_8BIT_SCALES = 4 / 256  # torchao/optim/adam.py: block_size 256
 _AO_4BIT_SCALES = 4 / 128  # torchao/optim/adam.py: block_size 128
 _FOREACH = 4.0  # torch/optim/adamw.py _multi_tensor_adamw: `_foreach_sqrt` makes one more copy of a moment
+_SINGLE = 8.0  # _single_tensor_adamw: the square root and its quotient, both whole, before addcdiv
 
 OPTIMIZERS: Mapping[str, OptimizerSpec] = MappingProxyType(
     {
         spec.name: spec
         for spec in (
-            OptimizerSpec("adamw_torch", 8, 8, _FOREACH),
+            OptimizerSpec("adamw_torch", 8, 8, _FOREACH, flat_step_bytes=_SINGLE),
             OptimizerSpec("adamw_torch_fused", 8, 8, 0),
             OptimizerSpec("adamw_bnb_8bit", 2 + 2 * _BNB_SCALES, 8, 0),
             OptimizerSpec("paged_adamw_8bit", 2 + 2 * _BNB_SCALES, 8, 0, paged=True),
@@ -53,7 +56,7 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = MappingProxyType(
             OptimizerSpec("lion_32bit", 4, 4, 0),
             OptimizerSpec("paged_lion_32bit", 4, 4, 0, paged=True),
             OptimizerSpec("adafactor", 4, 4, 0, factored=True),
-            OptimizerSpec("muon", 4, 8, 4),
+            OptimizerSpec("muon", 4, 8, 4, flat_step_bytes=4),
             OptimizerSpec("sgd", 0, 0, 0),
         )
     }

@@ -1,0 +1,222 @@
+"""What autograd keeps for backward, per token: counted tensor by tensor from the code that runs.
+
+The unit is bytes per token of a rank's micro-batch. The counts follow transformers' modules as they are written
+(norms that compute in fp32, gated MLPs of separate kernels), fused kernels where a setup has them, and autograd's
+rule that a matmul keeps its input only if its weight, or an adapter on it, is trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from dtrain.models.facts import Layer, Linear, ModelFacts
+from dtrain.planner.setup import DTYPE_BYTES, Setup
+
+FLASH_LIKE = ("flash_attention_2", "flash_attention_3", "varlen", "sdpa", "flex")
+"""Back ends whose memory is linear in the window; they keep q, k, v, the output and a log-sum-exp per head."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A block's matrices by role. `inner` widths count what one token passes (active experts only)."""
+
+    attention: tuple[Linear, ...]
+    out: Linear | None
+    ups: tuple[Linear, ...]
+    downs: tuple[Linear, ...]
+    routers: tuple[Linear, ...]
+
+
+@lru_cache(maxsize=4096)
+def parts_of(facts: ModelFacts, layer: Layer) -> Parts:
+    """Attention comes first: q, k and v until their widths are complete, the output projection next, the MLP after."""
+    wanted = facts.head_dim * (facts.heads + 2 * facts.kv_heads)
+    seen, split = 0, 0
+    while split < len(layer.linears) and seen < wanted:
+        seen += layer.linears[split].outputs
+        split += 1
+    out = layer.linears[split] if split < len(layer.linears) else None
+    rest = layer.linears[split + 1 :]
+    routers = tuple(one for one in rest if one.count == 1 and one.outputs in (1, facts.experts) and facts.experts)
+    mlp = [one for one in rest if one not in routers]
+    downs = tuple(one for one in mlp if one.outputs == facts.hidden_size and one.inputs != facts.hidden_size) or tuple(
+        mlp[-1:]
+    )
+    return Parts(layer.linears[:split], out, tuple(one for one in mlp if one not in downs), downs, routers)
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """One block, bytes per token."""
+
+    input: float
+    """The residual stream that enters it: what full checkpointing keeps."""
+    saved: float
+    """Kept from forward to backward without checkpointing, its input counted once."""
+    selective: float
+    """Kept under the selective policy: attention outputs and every second matmul's output."""
+    working: float
+    """Alive beside `saved` while its backward runs: gradients of intermediates."""
+
+
+@lru_cache(maxsize=65536)
+def layer_bytes(setup: ActivationKey, layer: Layer) -> LayerBytes:
+    """The tensors of one block; see the module's docstring."""
+    stream = setup.width * setup.facts.hidden_size
+    attention = _attention_saved(setup, layer)
+    mlp = _mlp_saved(setup, layer)
+    saved = attention + mlp + _norms_saved(setup, layer)
+    return LayerBytes(
+        input=stream,
+        saved=saved,
+        selective=stream + _selective_saved(setup, layer),
+        working=_working(setup, layer),
+    )
+
+
+@dataclass(frozen=True)
+class ActivationKey:
+    """The few properties of a Setup on which a block's bytes depend, so that a search counts each block once."""
+
+    facts: ModelFacts
+    width: float
+    """Bytes of a compute element."""
+    norm_width: float
+    fused: bool
+    compiled: bool
+    attention: str
+    window: int
+    """Tokens of the whole sequence, for attention that is quadratic."""
+    tensor_parallel: int
+    trained: bool
+    targets: frozenset[str]
+    adapter_width: float
+    dropout: bool
+    packed: bool
+    tiled_mlp: bool
+
+    @classmethod
+    def of(cls, setup: Setup) -> ActivationKey:
+        adapter = setup.adapter
+        return cls(
+            facts=setup.facts,
+            width=DTYPE_BYTES[setup.dtypes.compute],
+            norm_width=DTYPE_BYTES[setup.dtypes.norm],
+            fused=setup.fused_kernels,
+            compiled=setup.compiled,
+            attention=setup.attention,
+            window=setup.sequence_len,
+            tensor_parallel=setup.tensor_parallel_size,
+            trained=adapter is None,
+            targets=adapter.targets if adapter else frozenset(),
+            adapter_width=DTYPE_BYTES[setup.dtypes.weights],
+            dropout=bool(adapter and adapter.dropout),
+            packed=setup.packed,
+            tiled_mlp=setup.tiled_mlp,
+        )
+
+    def keeps_input(self, *linears: Linear) -> float:
+        """Bytes per input element that matmuls on one shared input keep: the input, or an adapter's own copies."""
+        if self.trained:
+            return self.width
+        adapted = sum(1 for one in linears if one.name in self.targets)
+        if not adapted:
+            return 0.0
+        own = self.dropout or self.adapter_width != self.width  # dropout and a cast make a copy for each adapter
+        copies = adapted * (self.adapter_width + (1 if self.dropout else 0)) if own else 0.0
+        return copies if own else self.width
+
+
+def _norms_saved(key: ActivationKey, layer: Layer) -> float:
+    return layer.norms * key.facts.hidden_size * norm_saved(key)
+
+
+def norm_saved(key: ActivationKey) -> float:
+    """Bytes a norm keeps per element, its output aside.
+
+    transformers' RMSNorm computes on an fp32 copy (kept twice over as one tensor) and keeps the normalised 16-bit
+    value when its weight is trained; torch's LayerNorm and fused kernels keep their input.
+    """
+    if key.facts.norm == "layer" or key.fused or key.compiled:
+        return key.width
+    if key.width >= key.norm_width:  # no copy to upcast: the input itself is kept
+        return key.width + (key.width if key.trained else 0)
+    return key.norm_width + (key.width if key.trained else 0)
+
+
+def _attention_saved(key: ActivationKey, layer: Layer) -> float:
+    facts, tp = key.facts, key.tensor_parallel
+    query, key_value = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    parts = parts_of(facts, layer)
+    kept = facts.hidden_size * key.keeps_input(*parts.attention)
+    kept += key.width * (query + 2 * key_value) / tp
+    kept += _attention_core(key, layer) / tp
+    if facts.qk_norm != "none":
+        kept += (query + key_value) / tp * norm_saved(key)
+    if parts.out is not None and key.packed and key.attention == "sdpa":
+        kept += key.width * query / tp  # documents' outputs are concatenated into one more tensor
+    return kept
+
+
+def _attention_core(key: ActivationKey, layer: Layer) -> float:
+    """The output and what is kept to differentiate the softmax: a log-sum-exp a head, or whole score matrices."""
+    facts = key.facts
+    output = key.width * facts.heads * facts.head_dim
+    if not quadratic(key):
+        return output + 4 * facts.heads
+    scores = 4 + key.width + (2 * key.width if softcapped(facts) else 0)  # fp32 softmax and its 16-bit copy
+    groups = facts.heads // max(1, facts.kv_heads)
+    repeated = 2 * key.width * facts.kv_heads * facts.head_dim * (groups - 1)
+    return output + repeated + scores * facts.heads * key.window
+
+
+def softcapped(facts: ModelFacts) -> bool:
+    return bool(facts.config.get("attn_logit_softcapping"))
+
+
+def quadratic(key: ActivationKey) -> bool:
+    """Whether score matrices exist: eager attention, and Gemma 2's cap where no kernel has it."""
+    return key.attention == "eager" or (softcapped(key.facts) and key.attention in ("sdpa", "varlen"))
+
+
+def _mlp_saved(key: ActivationKey, layer: Layer) -> float:
+    facts, tp = key.facts, key.tensor_parallel
+    parts = parts_of(facts, layer)
+    kept = facts.hidden_size * key.keeps_input(*parts.ups, *parts.routers)
+    inner = sum(one.inputs * one.active for one in parts.downs) / tp
+    kept += inner * (_activation_kept(key) + key.keeps_input(*parts.downs))
+    routed = sum(one.active for one in parts.downs if one.count > 1)
+    if routed:  # tokens are copied once per expert they go to, and each result is scaled by its routing weight
+        kept += routed * 2 * key.width * facts.hidden_size
+        kept += 3 * 4 * facts.experts  # router logits and probabilities in fp32
+    return kept
+
+
+def _activation_kept(key: ActivationKey) -> float:
+    """Bytes per inner element that the MLP's activation keeps, the down projection's input aside."""
+    if key.facts.gated_mlp:
+        return key.width * (2 if key.fused or key.compiled else 3)
+    if key.facts.activation == "gelu_new" and not key.compiled:
+        return key.width * 4  # x, 0.5x, tanh and 1 + tanh: it is written out in Python (transformers/activations.py)
+    return key.width
+
+
+def _selective_saved(key: ActivationKey, layer: Layer) -> float:
+    """torchtitan's per-op policy: outputs of attention and of every second matmul, in the order they run."""
+    tp = key.tensor_parallel
+    matmuls = [one for one in layer.linears for _ in range(max(1, round(one.active)))]
+    outputs = sum(one.outputs for index, one in enumerate(matmuls) if index % 2 == 0)
+    return key.width * outputs / tp + _attention_core(key, layer) / tp
+
+
+def _working(key: ActivationKey, layer: Layer) -> float:
+    """The larger of the MLP's and the norm's moment in backward, beside what is saved."""
+    facts, tp = key.facts, key.tensor_parallel
+    parts = parts_of(facts, layer)
+    inner = sum(one.inputs * one.active for one in parts.downs) / tp
+    mlp = key.width * (2 * facts.hidden_size + 3 * inner)
+    norm = (2 * key.width + 3 * max(key.norm_width, key.width)) * facts.hidden_size
+    query = facts.heads * facts.head_dim / tp
+    attention = key.width * (facts.hidden_size + 6 * query)
+    return max(mlp, norm, attention)

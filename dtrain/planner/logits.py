@@ -1,0 +1,91 @@
+"""The head and the loss: what the logits of a micro-batch cost, by the way the cross-entropy is computed. In bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dtrain.planner.setup import DTYPE_BYTES, Setup
+
+COMPILED_BYTES = 6.0
+"""Per logit when torch.compile fuses the cast into the softmax: the logits, their gradient, and two more bytes
+(measured 5.8 to 6.3; planning_facts.md)."""
+
+
+@dataclass(frozen=True)
+class LossBytes:
+    forward: float
+    """Largest moment of the loss in the forward pass."""
+    backward: float
+    """Largest moment of its backward, with every activation still alive."""
+    evaluation: float
+    """Largest moment without gradients."""
+
+
+def loss_bytes(setup: Setup) -> LossBytes:
+    """Per rank; sequence- and tensor-parallel ranks hold their part."""
+    ways = {"eager": _eager, "compiled": _compiled, "fused": _fused, "chunked": _chunked}
+    return ways[setup.cross_entropy](setup)
+
+
+def _vocabulary(setup: Setup) -> float:
+    return setup.facts.vocab_size / setup.tensor_parallel_size
+
+
+def head_is_trained(setup: Setup) -> bool:
+    return setup.adapter is None or bool({"lm_head", "embed_tokens"} & setup.adapter.modules_to_save)
+
+
+def _eager(setup: Setup) -> LossBytes:
+    """Logits, their copy in the loss's type, log-softmax, and two gradients of it: alive together in backward."""
+    width, loss = DTYPE_BYTES[setup.dtypes.compute], DTYPE_BYTES[setup.dtypes.loss]
+    logits = setup.micro_batch_tokens * _vocabulary(setup)
+    copy = 0.0 if loss == width else loss
+    return LossBytes(
+        forward=logits * (width + copy + loss),
+        backward=logits * (width + 3 * loss),
+        evaluation=evaluation_positions(setup) * _vocabulary(setup) * (width + copy + loss),
+    )
+
+
+def _compiled(setup: Setup) -> LossBytes:
+    logits = setup.micro_batch_tokens * _vocabulary(setup)
+    return LossBytes(
+        forward=logits * COMPILED_BYTES,
+        backward=logits * COMPILED_BYTES,
+        evaluation=evaluation_positions(setup) * _vocabulary(setup) * COMPILED_BYTES,
+    )
+
+
+def _fused(setup: Setup) -> LossBytes:
+    """Liger: chunks of about hidden/vocabulary of the positions, gradients of input and weight made in forward."""
+    width = DTYPE_BYTES[setup.dtypes.compute]
+    hidden, vocabulary = setup.facts.hidden_size, _vocabulary(setup)
+    positions = setup.micro_batch_tokens
+    chunk = max(1.0, positions * hidden / vocabulary)
+    gradients = positions * hidden * width + (vocabulary * hidden * width if head_is_trained(setup) else 0)
+    logits = min(positions, chunk) * vocabulary * 2 * width
+    return LossBytes(gradients + logits, gradients, min(evaluation_positions(setup), chunk) * vocabulary * width)
+
+
+def _chunked(setup: Setup) -> LossBytes:
+    """dtrain/train/loss.py: one chunk of logits, its fp32 copy, softmax and gradient; the weight's gradient in fp32."""
+    width = DTYPE_BYTES[setup.dtypes.compute]
+    hidden, vocabulary = setup.facts.hidden_size, _vocabulary(setup)
+    positions = setup.trained_positions
+    chunk = min(positions, setup.cross_entropy_chunk_tokens) * vocabulary
+    copy = 4.0 if width < 4 else 0.0
+    matrix = vocabulary * hidden if head_is_trained(setup) else 0.0
+    kept = positions * hidden * width + 4 * matrix
+    softmax = chunk * (width + copy + 4 + (width if copy else 0))
+    product = chunk * (width + copy + width) + (width * matrix if copy else 0)
+    return LossBytes(
+        forward=kept + positions * hidden * width + max(softmax, product),
+        backward=kept + (width * matrix if copy else 0),
+        evaluation=min(evaluation_positions(setup), setup.cross_entropy_chunk_tokens) * vocabulary * (width + copy + 4),
+    )
+
+
+def evaluation_positions(setup: Setup) -> int:
+    """Positions of an evaluation batch that reach the head."""
+    rows = setup.eval_micro_batch_size or 0
+    return rows * -(-setup.sequence_len // setup.sequence_parallel_size)

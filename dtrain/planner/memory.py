@@ -1,0 +1,252 @@
+"""Memory of one GPU as a timeline of phases, each the sum of its terms; the peak is the largest of them.
+
+Three figures come out of it, as they are measured: `allocated` is what torch's tensors take, `reserved` what its
+caching allocator holds for them, `smi` what nvidia-smi shows for the process (the CUDA context, NCCL and library
+workspaces on top). On a CPU profile all three are the live tensor bytes of a rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dtrain.planner.activations import ActivationKey, LayerBytes, layer_bytes, norm_saved
+from dtrain.planner.logits import evaluation_positions, loss_bytes
+from dtrain.planner.setup import DTYPE_BYTES, Setup
+from dtrain.planner.states import States
+from dtrain.units import GIB
+
+TERMS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "runtime")
+
+CUDA_CONTEXT_GIB = 0.55
+"""Context and loaded kernels of one process: 0.47 lazily loaded to 0.92 (A100, torch 2.1), 0.55 in ml-engineering."""
+NCCL_GIB = 1.0
+"""Communicators of one process: 1.45 after a first barrier, 1 to 2 usual with several groups (planning_facts.md)."""
+CUBLAS_WORKSPACE_BYTES = 8.125 * 2**20
+"""torch/aten/src/ATen/cuda/CUDABlas.cpp: 4096*2 + 16*8 KiB per handle and stream; 32 MiB on Hopper and later."""
+HOPPER_WORKSPACE_BYTES = 32 * 2**20
+FRAGMENTATION = 1.05
+"""Reserved over allocated at the peak; 1.03 to 1.25 seen (planning_facts.md)."""
+EXPANDABLE_FRAGMENTATION = 1.02
+
+HOST_BASE_GIB = 2.5
+"""Resident host memory of one rank's Python process with torch, CUDA and DeepSpeed loaded."""
+
+UNCERTAINTY: Mapping[str, float] = {
+    "weights": 0.005, "gradients": 0.05, "optimizer": 0.01, "activations": 0.10, "logits": 0.08, "buffers": 0.25,
+    "runtime": 0.3,
+}  # fmt: skip
+"""Relative standard deviation of each term: states are arithmetic, activations depend on kernels, buffers on timing."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    name: str
+    terms: Mapping[str, float]
+    """GiB by term; all of `TERMS`."""
+
+    @property
+    def total(self) -> float:
+        return sum(self.terms.values())
+
+
+@dataclass(frozen=True)
+class Memory:
+    """All in GiB. The terms of the peak phase add up to `peak_allocated`."""
+
+    phases: tuple[Phase, ...]
+    peak_phase: str
+    peak_allocated: float
+    peak_reserved: float
+    peak_smi: float
+    peak_low: float
+    peak_high: float
+    host_memory_gib: float
+    """Per node."""
+
+    @property
+    def peak(self) -> float:
+        return self.peak_smi
+
+    @property
+    def terms(self) -> Mapping[str, float]:
+        return next(phase.terms for phase in self.phases if phase.name == self.peak_phase)
+
+
+class Moment(NamedTuple):
+    """One instant, bytes by term."""
+
+    phase: str
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    buffers: float
+    runtime: float
+
+    @property
+    def total(self) -> float:
+        return sum(self[1:])
+
+
+def estimate_memory(setup: Setup) -> Memory:
+    """The timeline of one optimizer step (and of loading, evaluating and saving) on one rank."""
+    largest: dict[str, Moment] = {}
+    for moment in moments(setup):
+        if moment.phase not in largest or moment.total > largest[moment.phase].total:
+            largest[moment.phase] = moment
+    peak = max(largest.values(), key=lambda moment: moment.total)
+    allocated = peak.total / GIB
+    reserved = allocated * fragmentation(setup)
+    smi = reserved + outside_torch_gib(setup)
+    spread = _spread_gib(setup, peak, reserved)
+    return Memory(
+        phases=tuple(Phase(one.phase, _gib_terms(one)) for one in largest.values()),
+        peak_phase=peak.phase,
+        peak_allocated=allocated,
+        peak_reserved=reserved,
+        peak_smi=smi,
+        peak_low=max(0.0, smi - spread),
+        peak_high=smi + spread,
+        host_memory_gib=host_memory_gib(setup, allocated),
+    )
+
+
+def _gib_terms(moment: Moment) -> dict[str, float]:
+    return {name: size / GIB for name, size in zip(TERMS, moment[1:], strict=True)}
+
+
+def fragmentation(setup: Setup) -> float:
+    if setup.profile.is_cpu:
+        return 1.0
+    return EXPANDABLE_FRAGMENTATION if setup.expandable_segments else FRAGMENTATION
+
+
+def outside_torch_gib(setup: Setup) -> float:
+    """CUDA context and NCCL: seen by nvidia-smi, not by torch."""
+    if setup.profile.is_cpu:
+        return 0.0
+    return CUDA_CONTEXT_GIB + (NCCL_GIB if setup.ranks > 1 else 0.0)
+
+
+def _spread_gib(setup: Setup, peak: Moment, reserved_gib: float) -> float:
+    """Half the width of the interval: nine in ten of a normal spread of independent terms."""
+    variance = sum((UNCERTAINTY[name] * size / GIB) ** 2 for name, size in zip(TERMS, peak[1:], strict=True))
+    if not setup.profile.is_cpu:
+        variance += (0.03 * reserved_gib) ** 2 + (0.3 * outside_torch_gib(setup)) ** 2
+    return 1.64 * math.sqrt(variance)
+
+
+# --- the timeline -------------------------------------------------------------------------------------------------
+
+
+def moments(setup: Setup) -> list[Moment]:
+    """Every instant that can be the peak."""
+    states, blocks, loss = States(setup), Blocks.of(setup), loss_bytes(setup)
+    weights, optimizer, runtime = states.weights, states.optimizer, runtime_bytes(setup)
+    before, after = states.gradients_before, states.gradients
+    head = states.head_gradients
+    buffers, reduce = states.gathered, states.reduce_buffers
+
+    def at(phase: str, gradients: float, activations: float, logits: float, extra: float) -> Moment:
+        return Moment(phase, weights, gradients, optimizer, activations, logits, extra, runtime)
+
+    found = [
+        at("load", 0.0, 0.0, 0.0, 0.0),
+        at("forward", before, blocks.kept + blocks.forward, 0.0, buffers),
+        at("forward", before, blocks.kept, loss.forward, buffers),
+        at("backward", before, blocks.kept, loss.backward, buffers + reduce),
+        at("backward", max(before, head), blocks.kept + blocks.recomputed, 0.0, buffers + reduce),
+        at("backward", after, blocks.last, 0.0, buffers + reduce),
+        at("optimizer step", after, 0.0, 0.0, states.step_extra),
+    ]
+    if setup.eval_micro_batch_size:
+        found.append(at("evaluation", 0.0, blocks.evaluation, loss.evaluation, buffers))
+    found.append(at("save", 0.0, 0.0, 0.0, states.save_extra))
+    return found
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Activations of all blocks of a micro-batch, bytes."""
+
+    kept: float
+    """From forward to backward."""
+    forward: float
+    """Beside that, while the last block's forward runs."""
+    recomputed: float
+    """Beside that, while the last block's backward runs."""
+    last: float
+    """All there is when the first block's backward runs, the last one in time."""
+    evaluation: float
+
+    @classmethod
+    def of(cls, setup: Setup) -> Blocks:
+        key = ActivationKey.of(setup)
+        tokens = setup.micro_batch_tokens
+        kinds = [(layer_bytes(key, layer), count) for layer, count in setup.facts.layers]
+        if not kinds:
+            return cls(0, 0, 0, 0, 0)
+        root = root_saved(key, setup) * tokens
+        biggest = max((one for one, _ in kinds), key=lambda one: one.saved + one.working)
+        own = sum(_kept_by(setup, one) * count for one, count in kinds) * tokens
+        inside = biggest.saved * tokens if setup.checkpointing != "none" else 0.0
+        working = biggest.working * tokens
+        return cls(
+            kept=own + root,
+            forward=max(working, inside / 2),
+            recomputed=inside + working,
+            last=biggest.saved * tokens + working,
+            evaluation=biggest.working * evaluation_positions(setup),
+        )
+
+
+def _kept_by(setup: Setup, layer: LayerBytes) -> float:
+    """Bytes per token a block keeps on the card under the setup's checkpointing."""
+    ways = {"none": layer.saved, "full": layer.input, "selective": layer.selective, "offload": 0.0}
+    return ways[setup.checkpointing]
+
+
+def root_saved(key: ActivationKey, setup: Setup) -> float:
+    """Outside the blocks, per token: the last norm, its output for the head, and the stream it normalises."""
+    hidden = setup.facts.hidden_size
+    return hidden * (norm_saved(key) + key.width)
+
+
+def runtime_bytes(setup: Setup) -> float:
+    """Library workspaces inside torch's allocator and the batch itself (ids, labels, positions: 8 bytes each)."""
+    batch = 3 * 8 * setup.micro_batch_tokens
+    if setup.profile.is_cpu:
+        return batch
+    capability = setup.profile.gpu.compute_capability
+    hopper = capability is not None and capability >= (9, 0)
+    return batch + (HOPPER_WORKSPACE_BYTES if hopper else CUBLAS_WORKSPACE_BYTES)
+
+
+# --- the host -----------------------------------------------------------------------------------------------------
+
+
+def host_memory_gib(setup: Setup, allocated_gib: float) -> float:
+    """Per node: the processes, loading, and what is offloaded."""
+    per_rank = HOST_BASE_GIB + (allocated_gib if setup.profile.is_cpu else 0.0)
+    per_rank += offloaded_bytes(setup) / GIB
+    return setup.profile.gpus_per_node * per_rank
+
+
+def offloaded_bytes(setup: Setup) -> float:
+    """What one rank holds in host memory instead of on its card."""
+    states = States(setup)
+    held = 0.0
+    if setup.offload_optimizer == "cpu":
+        held += states.optimizer_anywhere + 4 * states.trained / states.ranks  # and fp32 gradients beside the masters
+    if setup.optimizer.paged:
+        held += states.trained * states.moment_bytes / (states.ranks if setup.shards_optimizer else 1)
+    if setup.offload_params == "cpu":
+        held += states.whole_elements * DTYPE_BYTES[setup.dtypes.compute] / states.ranks
+    if setup.checkpointing == "offload":
+        stream = DTYPE_BYTES[setup.dtypes.compute] * setup.facts.hidden_size
+        held += stream * setup.facts.layer_count * setup.micro_batch_tokens
+    return held

@@ -1,0 +1,256 @@
+"""Weights, gradients and optimizer states of one rank, and the buffers of the way they are sharded. In bytes.
+
+DeepSpeed's rules are read from its source (0.19.8, `runtime/zero/stage_1_and_2.py`, `stage3.py`, `bf16_optimizer.py`,
+`fp16/unfused_optimizer.py`), FSDP2's from torch (`torch/distributed/fsdp/_fully_shard`).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from dtrain.models.facts import Layer
+from dtrain.planner.setup import DTYPE_BYTES, NF4_DOUBLE_QUANT_BYTES, Setup
+
+SUB_GROUP_ELEMENTS = 1_000_000_000
+"""DeepSpeed's `sub_group_size`: stage 3 steps that many parameters at a time."""
+
+
+class States:
+    """Bytes of one rank, worked out once per setup."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.facts = setup.facts
+        self.trained = setup.trained_parameters / setup.tensor_parallel_size
+        self.ranks = setup.shard_ranks
+
+    # --- weights --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def weights(self) -> float:
+        """Resident weights: whole, or a shard with the parameters too small to shard."""
+        setup = self.setup
+        if setup.offload_params != "none":
+            return self._persistent
+        whole = self._trained_weights + self._frozen_weights
+        return whole / self.ranks + self._persistent if setup.shards_weights else whole
+
+    @property
+    def _trained_weights(self) -> float:
+        return self.trained * DTYPE_BYTES[self.setup.dtypes.weights]
+
+    @cached_property
+    def _frozen_weights(self) -> float:
+        """Frozen linears in their own type; when they are quantised, embeddings, norms and the head are not."""
+        setup = self.setup
+        if setup.adapter is None:
+            return 0.0
+        dtype = setup.dtypes.frozen
+        if dtype not in ("nf4", "int8"):
+            return setup.frozen_parameters * DTYPE_BYTES[dtype] / setup.tensor_parallel_size
+        quantised = self._quantised_parameters
+        size = NF4_DOUBLE_QUANT_BYTES if dtype == "nf4" and setup.double_quant else DTYPE_BYTES[dtype]
+        kept = DTYPE_BYTES[setup.dtypes.compute]
+        return (quantised * size + (setup.frozen_parameters - quantised) * kept) / setup.tensor_parallel_size
+
+    @cached_property
+    def _quantised_parameters(self) -> int:
+        return sum(
+            layers * one.count * one.inputs * one.outputs
+            for layer, layers in self.facts.layers
+            for one in layer.linears
+        )
+
+    @property
+    def _persistent(self) -> float:
+        """Stage 3 keeps small parameters (norms, biases) whole on every rank."""
+        if self.setup.sharding != "zero3" or self.ranks == 1:
+            return 0.0
+        small = sum(layers * (layer.norm_parameters + _biases(layer)) for layer, layers in self.facts.layers)
+        return small * DTYPE_BYTES[self.setup.dtypes.compute]
+
+    # --- gathered weights -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def gathered(self) -> float:
+        """Whole weights that are alive beside the shards while a block computes."""
+        setup = self.setup
+        if not setup.shards_weights:
+            return self._dequantised
+        width = DTYPE_BYTES[setup.dtypes.compute]
+        if setup.sharding == "fsdp2":
+            cast = setup.dtypes.weights != setup.dtypes.compute or setup.dtypes.frozen != setup.dtypes.compute
+            return width * self._fsdp_gathered_elements if self.ranks > 1 or cast else 0.0
+        if self.ranks == 1 and setup.offload_params == "none":
+            return 0.0
+        return width * min(self.whole_elements, setup.buckets.max_live + setup.buckets.prefetch)
+
+    @property
+    def whole_elements(self) -> float:
+        """Parameters of the model on this rank's tensor-parallel slice, trained or not."""
+        return self.trained + self.setup.frozen_parameters / self.setup.tensor_parallel_size
+
+    @property
+    def _fsdp_gathered_elements(self) -> float:
+        """The root (embedding, head, last norm) stays gathered; of the blocks, this one and the prefetched one."""
+        if not self.setup.reshard_after_forward:
+            return self.whole_elements
+        return self.root_elements + 2 * self.largest_block
+
+    @cached_property
+    def root_elements(self) -> float:
+        facts = self.facts
+        root = facts.embedding_parameters + facts.head_parameters + facts.final_parameters
+        return root / self.setup.tensor_parallel_size
+
+    @cached_property
+    def largest_block(self) -> float:
+        return max((layer.parameters for layer, _ in self.facts.layers), default=0) / self.setup.tensor_parallel_size
+
+    @property
+    def trained_block(self) -> float:
+        """Trained parameters of the largest block."""
+        if self.setup.adapter is None:
+            return self.largest_block
+        layers = max(1, self.facts.layer_count)
+        return self.setup.adapter_parameters / layers / self.setup.tensor_parallel_size
+
+    @property
+    def _dequantised(self) -> float:
+        """bitsandbytes turns one 4-bit matrix at a time back into 16 bits."""
+        if self.setup.adapter is None or self.setup.dtypes.frozen not in ("nf4", "int8"):
+            return 0.0
+        largest = max((one.inputs * one.outputs for layer, _ in self.facts.layers for one in layer.linears), default=0)
+        return largest * DTYPE_BYTES[self.setup.dtypes.compute] / self.setup.tensor_parallel_size
+
+    # --- optimizer ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def optimizer(self) -> float:
+        """Masters and moments on the card."""
+        return 0.0 if self.setup.offload_optimizer != "none" else self.optimizer_anywhere
+
+    @cached_property
+    def optimizer_anywhere(self) -> float:
+        setup = self.setup
+        shard = self.trained / (self.ranks if setup.shards_optimizer else 1)
+        master = DTYPE_BYTES[setup.dtypes.master] if setup.dtypes.master else 0.0
+        moments = 0.0 if setup.optimizer.paged else self.moment_bytes
+        return shard * (master + moments)
+
+    @cached_property
+    def moment_bytes(self) -> float:
+        """Bytes per trained parameter. Unsharded quantised states fall back to fp32 for small tensors."""
+        spec = self.setup.optimizer
+        if (
+            self.setup.is_deepspeed and self.setup.shards_optimizer
+        ):  # one flat tensor: nothing is small, nothing factored
+            return spec.state_bytes
+        if spec.factored:
+            return 4 * self._factored_share
+        vectors = self._vector_share
+        return spec.state_bytes * (1 - vectors) + spec.vector_state_bytes * vectors
+
+    @cached_property
+    def _vector_share(self) -> float:
+        if self.setup.adapter is not None:
+            return 0.0
+        norms = sum(layers * (layer.norm_parameters + _biases(layer)) for layer, layers in self.facts.layers)
+        return norms / max(1, self.facts.parameters)
+
+    @cached_property
+    def _factored_share(self) -> float:
+        """Rows and columns over elements, of all matrices."""
+        facts = self.facts
+        lines = sum(
+            layers * one.count * (one.inputs + one.outputs) for layer, layers in facts.layers for one in layer.linears
+        )
+        lines += 2 * (facts.vocab_size + facts.hidden_size)
+        return min(1.0, lines / max(1, facts.parameters))
+
+    @cached_property
+    def step_extra(self) -> float:
+        """Alive only inside the optimizer's step."""
+        setup = self.setup
+        if setup.offload_optimizer != "none" or setup.optimizer.in_backward:
+            return 0.0
+        if setup.sharding == "zero0" and setup.is_deepspeed:
+            # fp16/unfused_optimizer.py: every gradient is cast to fp32 before the first parameter is stepped
+            return 4 * self.trained if setup.dtypes.master else 0.0
+        shard = self.trained / (self.ranks if setup.shards_optimizer else 1)
+        if setup.sharding == "zero3":
+            group = min(SUB_GROUP_ELEMENTS, shard)
+            return group * (4 + setup.optimizer.flat_step_bytes)  # stage3.py flattens the sub-group's gradients
+        if setup.is_deepspeed:
+            return shard * setup.optimizer.flat_step_bytes
+        return shard * setup.optimizer.step_bytes
+
+    # --- gradients ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def gradients(self) -> float:
+        """When backward has ended."""
+        setup = self.setup
+        width = DTYPE_BYTES[setup.dtypes.gradient]
+        summed = DTYPE_BYTES[setup.dtypes.accumulation] if setup.dtypes.accumulation else width
+        if setup.offload_optimizer != "none" and setup.is_deepspeed:
+            # gradients leave for the host as they are reduced, unless micro-batches are summed on the card (stage 3)
+            return self.trained / self.ranks * summed if setup.sharding == "zero3" else 0.0
+        if setup.optimizer.in_backward:
+            return self.trained_block * width
+        if setup.sharding == "zero0" or setup.sharding == "ddp":
+            return self.trained * width
+        if setup.sharding == "zero1":
+            return self.trained * summed
+        if setup.sharding == "fsdp2":
+            return self.trained / self.ranks * DTYPE_BYTES[setup.dtypes.weights]
+        return self.trained / self.ranks * summed
+
+    @property
+    def gradients_before(self) -> float:
+        """When backward begins: sums of earlier micro-batches, and buffers that are always there."""
+        setup = self.setup
+        always = setup.sharding == "zero3" or (setup.sharding == "zero1" and setup.dtypes.accumulation is not None)
+        return self.gradients if setup.accumulation > 1 or always else 0.0
+
+    @property
+    def head_gradients(self) -> float:
+        """Of the output matrix, which exists while every block's activations still do."""
+        setup = self.setup
+        if setup.adapter is not None or setup.shards_gradients:
+            return 0.0
+        matrix = self.facts.vocab_size * self.facts.hidden_size / setup.tensor_parallel_size
+        return min(self.gradients, matrix * DTYPE_BYTES[setup.dtypes.gradient])
+
+    @property
+    def save_extra(self) -> float:
+        """Gathered while saving: stage 3 and FSDP2 bring one tensor at a time together."""
+        if not self.setup.shards_weights or self.ranks == 1:
+            return 0.0
+        largest = max(self.facts.vocab_size * self.facts.hidden_size, 1) / self.setup.tensor_parallel_size
+        return largest * DTYPE_BYTES[self.setup.dtypes.compute]
+
+    @cached_property
+    def reduce_buffers(self) -> float:
+        """Buckets in which gradients travel, alive while backward runs."""
+        setup = self.setup
+        width = DTYPE_BYTES[setup.dtypes.reduce]
+        bucket = min(setup.buckets.reduce, self.trained)
+        if setup.sharding == "ddp":
+            return self.trained * width if setup.ranks > 1 else 0.0  # buckets hold every gradient a second time
+        if setup.sharding == "fsdp2":
+            if self.ranks == 1:
+                return self.trained_block * DTYPE_BYTES[setup.dtypes.gradient]
+            # a block's gradient as computed, the reduce-scatter's input, and the previous block's still travelling
+            return self.trained_block * (DTYPE_BYTES[setup.dtypes.compute] + 2 * width)
+        if setup.sharding == "zero0":
+            return bucket * width if setup.ranks > 1 else 0.0
+        if setup.sharding == "zero3":
+            return bucket * width * 2  # the bucket and the reduce-scatter's flat copy of it
+        if setup.sharding == "zero1" and setup.dtypes.accumulation is not None:
+            return self.trained_block * DTYPE_BYTES[setup.dtypes.gradient]
+        return bucket * width * (2 if setup.buckets.overlap else 1)
+
+
+def _biases(layer: Layer) -> int:
+    return sum(one.count * one.outputs for one in layer.linears if one.bias)
