@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write beside, fsync, rename: a reader sees the old file or the new one, never half of one."""
+def write_whole(path: Path, content: str | bytes, durable: bool = True) -> None:
+    """Write beside, fsync, rename: a reader sees the old file or the new one, never half of one.
+
+    `durable=False` leaves out the fsync: for what is written often and may be lost with the machine.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     data = content.encode() if isinstance(content, str) else content
@@ -17,15 +20,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
         with beside.open("wb") as stream:
             stream.write(data)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
-def write_json(path: Path, document: Any) -> None:
-    write_whole(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, document: Any, durable: bool = True) -> None:
+    write_whole(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n", durable)
 
 
 def read_json(path: Path) -> Any:
@@ -34,7 +39,12 @@ def read_json(path: Path) -> Any:
 
 def sync_folder(folder: Path) -> None:
     """Make a rename inside `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+    sync_file(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written to `path` survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

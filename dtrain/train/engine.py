@@ -1,0 +1,130 @@
+"""DeepSpeed, told everything: its defaults move between versions, so each value that matters is written here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from dtrain.config.schema import Config
+from dtrain.errors import BadInput
+from dtrain.planner.choice import Choice
+from dtrain.planner.setup import ZeroBuckets
+
+
+def deepspeed_config(config: Config, choice: Choice, parameters: int, buckets: ZeroBuckets) -> dict[str, Any]:
+    """The whole DeepSpeed config of a run. `parameters`: of the model; no bucket is larger than it."""
+    zero: dict[str, Any] = {
+        "stage": choice.zero_stage,
+        "overlap_comm": buckets.overlap and choice.zero_stage > 0,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": min(buckets.reduce, parameters),
+        "allgather_bucket_size": min(buckets.allgather, parameters),
+        "round_robin_gradients": False,
+    }
+    if choice.zero_stage == 3:
+        zero |= {
+            "stage3_prefetch_bucket_size": min(buckets.prefetch, parameters),
+            "stage3_param_persistence_threshold": buckets.persistence,
+            "stage3_max_live_parameters": buckets.max_live,
+            "stage3_max_reuse_distance": buckets.max_live,
+            "stage3_gather_16bit_weights_on_model_save": False,
+        }
+    pin = torch.cuda.is_available()
+    if choice.offload_optimizer != "none":
+        zero["offload_optimizer"] = {"device": choice.offload_optimizer, "pin_memory": pin}
+    if choice.offload_params != "none":
+        zero["offload_param"] = {"device": choice.offload_params, "pin_memory": pin}
+    return {
+        "train_micro_batch_size_per_gpu": choice.micro_batch_size,
+        "gradient_accumulation_steps": choice.gradient_accumulation_steps,
+        "gradient_clipping": clipping(config, choice),
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": choice.precision == "bf16"},
+        "fp16": {"enabled": choice.precision == "fp16", "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 2, "min_loss_scale": 1},
+        # stage 0 cannot sum 16-bit gradients in fp32 (engine._do_optimizer_sanity_check)
+        "data_types": {"grad_accum_dtype": "fp32"} if choice.zero_stage > 0 else {},
+        "prescale_gradients": False,
+        "wall_clock_breakdown": False,
+        "steps_per_print": 2**31,
+        "checkpoint": {"tag_validation": "Fail"},
+    }  # fmt: skip
+
+
+def clipping(config: Config, choice: Choice) -> float:
+    """What DeepSpeed clips to; 0 where our loop clips itself (fp32 without ZeRO, where DeepSpeed tells no norm)."""
+    return 0.0 if clips_itself(choice) else config.max_grad_norm
+
+
+def clips_itself(choice: Choice) -> bool:
+    return choice.zero_stage == 0 and choice.precision in ("fp32", "tf32")
+
+
+def merged_with_file(built: Mapping[str, Any], said: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The person's own DeepSpeed JSON (its "auto" values already filled) over what we would write."""
+    merged = dict(built)
+    for key, value in (said or {}).items():
+        merged[key] = merged_with_file(merged.get(key) or {}, value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def optimizer_for(config: Config, model: nn.Module, on_cpu: bool) -> torch.optim.Optimizer:
+    """The optimizer by Axolotl's name. `on_cpu`: its states live in host memory."""
+    groups = parameter_groups(model, config.weight_decay)
+    adam: dict[str, Any] = {
+        "lr": config.learning_rate, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon,
+    }  # fmt: skip
+    match config.optimizer:
+        case "adamw_torch":
+            # foreach would hold one more copy of the parameters at the step, for nothing: ZeRO steps one flat tensor
+            return torch.optim.AdamW(groups, **adam, foreach=False)
+        case "adamw_torch_fused":
+            return torch.optim.AdamW(groups, **adam, fused=True)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=config.learning_rate)
+        case "adamw_bnb_8bit":
+            if on_cpu and torch.cuda.is_available():
+                raise BadInput("8-bit states cannot be offloaded", key="optimizer", value=config.optimizer, fix="set `optimizer: adamw_torch` or `offload_optimizer: none`")
+            import bitsandbytes
+
+            return bitsandbytes.optim.AdamW8bit(groups, **adam)  # type: ignore[no-any-return]
+    raise BadInput(
+        "not supported by launch yet", key="optimizer", value=config.optimizer,
+        allowed=["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "sgd"],
+    )  # fmt: skip
+
+
+NOT_DECAYED = re.compile(r"(^|\.)bias$|norm|(^|\.)ln_", re.IGNORECASE)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trained parameters; norms and biases are not decayed (transformers' rule). One group when nothing decays."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if weight_decay == 0:
+        return [{"params": [parameter for _, parameter in trained], "weight_decay": 0.0}]
+    return [
+        {"params": [p for name, p in trained if not NOT_DECAYED.search(name)], "weight_decay": weight_decay},
+        {"params": [p for name, p in trained if NOT_DECAYED.search(name)], "weight_decay": 0.0},
+    ]
+
+
+def set_learning_rate(optimizer: Any, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
+    """The global gradient norm before clipping; gradients are whole on every rank (stage 0)."""
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else float("inf"), foreach=False)
+
+
+def gradient_norm(engine: Any) -> float | None:
+    """The norm DeepSpeed computed at its last step; a device sync, so asked for only at a step that logs."""
+    norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)

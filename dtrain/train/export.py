@@ -1,0 +1,68 @@
+"""From the engine to a Hugging Face model folder, and the proof that what was written is what was trained."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dtrain.errors import RunFailed
+from dtrain.files import sync_file, sync_folder
+from dtrain.train.loss import LossModel
+from dtrain.train.ranks import Ranks
+
+
+def whole_weights(model: Any, is_first: bool) -> Iterator[tuple[str, Tensor | None]]:
+    """Each entry of the model's state dict, whole on the CPU of rank 0; None on the others, who only help to gather.
+
+    A collective at ZeRO-3: every rank must walk it to its end.
+    """
+    import deepspeed
+
+    seen: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in seen:  # tied weights are written once
+            continue
+        seen[id(tensor)] = name
+        sharded = [tensor] if hasattr(tensor, "ds_id") else []
+        with deepspeed.zero.GatheredParameters(sharded):
+            yield name, tensor.detach().cpu().clone() if is_first else None
+
+
+def export(loss_model: LossModel, tokenizer: Any, folder: Path, ranks: Ranks) -> None:
+    """Write config, weights and tokenizer into `folder`, whole or not at all, and check them by a reload."""
+    model = loss_model.model
+    weights = {name: tensor for name, tensor in whole_weights(model, ranks.is_first) if tensor is not None}
+    if ranks.is_first:
+        beside = folder / ".export.part"
+        shutil.rmtree(beside, ignore_errors=True)
+        model.config.use_cache = True
+        model.save_pretrained(beside, state_dict=weights, is_main_process=True)
+        tokenizer.save_pretrained(beside)
+        verify(beside, weights, type(model))
+        for path in sorted(beside.iterdir()):
+            sync_file(path)
+            path.replace(folder / path.name)
+        beside.rmdir()
+        sync_folder(folder)
+    ranks.wait()
+
+
+def verify(folder: Path, weights: dict[str, Tensor], model_class: type[Any]) -> None:
+    """Load the folder as a stranger would and compare every tensor, bit for bit, with what was trained."""
+    loaded, told = model_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    wrong = {kind: sorted(map(str, told[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if told.get(kind)}
+    found = loaded.state_dict()
+    different = [
+        name for name, tensor in weights.items()
+        if name not in found or found[name].shape != tensor.shape or not torch.equal(found[name], tensor)
+    ]  # fmt: skip
+    if wrong or different:
+        raise RunFailed(
+            f"the exported model does not reload as it was trained: {wrong or ''} {different[:5] or ''}", file=str(folder),
+            fix="the checkpoints are untouched; `dtrain export` writes the model again",
+        )  # fmt: skip

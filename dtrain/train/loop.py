@@ -1,0 +1,217 @@
+"""The training loop: one page. What each step trains on, in what order, and how it is normalised is decided here.
+
+The loss of a step is the sum of cross-entropies over its trained tokens, over all ranks and micro-batches, divided by
+their global number. The schedule knows that number beforehand, so no collective and no device sync is needed for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dtrain.config.schema import Config
+from dtrain.data.rows import TokenRows
+from dtrain.data.schedule import Schedule, Step
+from dtrain.planner.choice import Choice
+from dtrain.train.batch import Batch, Slots, flat_batch, padded_batch
+from dtrain.train.engine import clip_gradients, clips_itself, gradient_norm, set_learning_rate
+from dtrain.train.lr import LearningRate
+from dtrain.train.memory import PeakMemory
+from dtrain.train.model import Layout
+from dtrain.train.ranks import Ranks
+
+
+@dataclass
+class Progress:
+    """What a resumed run must know and cannot compute: everything else follows from the step."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    tokens_seen: int = 0
+    best_eval_loss: float | None = None
+    best_step: int | None = None
+    evals_without_gain: int = 0
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that the loop works with, decided before it starts."""
+
+    config: Config
+    choice: Choice
+    engine: Any
+    optimizer: Any
+    ranks: Ranks
+    rows: TokenRows
+    schedule: Schedule
+    learning_rate: LearningRate
+    layout: Layout
+    filler_id: int
+    memory: PeakMemory
+    eval_rows: TokenRows | None = None
+    eval_steps: tuple[Step, ...] = ()
+    eval_every: int | None = None
+    """Steps between evaluations; None: only at the end."""
+    save_every: int | None = None
+    log: Callable[[dict[str, Any]], None] = print
+    save: Callable[[Progress], None] = field(default=lambda progress: None)
+    stop_asked: Callable[[], bool] = field(default=lambda: False)
+
+    def batch(self, rows: TokenRows, slots: Slots, weight: float = 1.0) -> Batch:
+        if self.layout == "flat":
+            return flat_batch(rows, slots, self.ranks.device, weight)
+        return padded_batch(rows, slots, self.ranks.device, self.filler_id, weight)
+
+    def share_of(self, rows: TokenRows, dealt: tuple[Slots, ...]) -> Batch:
+        """This rank's part of a micro-batch. A rank with nothing to do computes row 0 with weight 0, so that every
+        parameter has a gradient on every rank and collectives match."""
+        slots = dealt[self.ranks.rank]
+        return self.batch(rows, slots) if slots else self.batch(rows, ((0,),), weight=0.0)
+
+
+class Stopped(Exception):
+    """The loop ended between two steps because it was asked to; everything is saved."""
+
+
+def train(run: Training, progress: Progress) -> Progress:
+    """Run the schedule from `progress.step` to its end. Raises Stopped when asked to stop."""
+    run.engine.train()
+    rehearse(run)
+    started = time.perf_counter()
+    first = progress.step
+    for index in range(first, run.schedule.steps):
+        step = run.schedule.step(index)
+        rate = run.learning_rate.at(index)
+        with run.memory.watched(index == first):
+            loss_sum, norm = optimizer_step(run, index, step, rate)
+
+        progress.step = index + 1
+        progress.tokens_seen += step.tokens
+        due = Due(run, progress)
+        line: dict[str, Any] = {}
+        if due.log:
+            line = metrics(run, progress, step, rate, loss_sum, norm, time.perf_counter() - started)
+        if due.evaluate:
+            line |= {"step": progress.step, "epoch": round(step.epoch, 4), "eval_loss": evaluate(run)}
+            judge(progress, line["eval_loss"])
+        if line:
+            run.log(line)
+        stop = run.ranks.any(run.stop_asked())
+        if due.save or stop:
+            run.save(progress)
+        if line or due.save:
+            started = time.perf_counter()
+        if stop and progress.step < run.schedule.steps:
+            raise Stopped
+        if out_of_patience(run, progress):
+            break
+    return progress
+
+
+def optimizer_step(run: Training, index: int, step: Step, rate: float) -> tuple[Tensor, Tensor | None]:
+    """All micro-batches of one step, then the update. Gives this rank's summed loss, and the gradient norm if ours."""
+    engine = run.engine
+    set_learning_rate(run.optimizer, rate)
+    torch.manual_seed(seed_of(run.config.seed, index, run.ranks.rank))
+    loss_sum = torch.zeros((), dtype=torch.float32, device=run.ranks.device)
+    for number, dealt in enumerate(step.micro):
+        loss = engine(run.share_of(run.rows, dealt))
+        loss_sum += loss.detach()
+        engine.set_gradient_accumulation_boundary(number == len(step.micro) - 1)
+        # DeepSpeed averages over ranks; times world makes it the sum
+        engine.backward(loss * (run.ranks.world / step.trained_tokens), scale_wrt_gas=False)
+    norm = clip_gradients(engine.module.parameters(), run.config.max_grad_norm) if clips_itself(run.choice) else None
+    engine.step()
+    return loss_sum, norm
+
+
+def rehearse(run: Training) -> None:
+    """The longest batch forward and backward once, with weight 0: memory fails now, and nothing is learned from it."""
+    longest = run.schedule.longest(run.ranks.rank)
+    with run.memory.watched():
+        run.engine.set_gradient_accumulation_boundary(False)
+        run.engine.backward(run.engine(run.batch(run.rows, longest, weight=0.0)), scale_wrt_gas=False)
+
+
+def seed_of(seed: int, step: int, rank: int) -> int:
+    """Dropout's seed follows from where the run stands, so that a resumed run draws what an uninterrupted one would."""
+    return (seed * 1_000_003 + step) * 65_537 + rank
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is to be done after a step. The last step is always logged, evaluated and saved."""
+
+    run: Training
+    progress: Progress
+
+    def _every(self, steps: int | None) -> bool:
+        last = self.progress.step == self.run.schedule.steps
+        return last or (steps is not None and self.progress.step % steps == 0)
+
+    @property
+    def log(self) -> bool:
+        return self._every(self.run.config.logging_steps) or self.progress.step == 1
+
+    @property
+    def evaluate(self) -> bool:
+        return bool(self.run.eval_steps) and self._every(self.run.eval_every)
+
+    @property
+    def save(self) -> bool:
+        return self._every(self.run.save_every)
+
+
+def metrics(
+    run: Training, progress: Progress, step: Step, rate: float, loss_sum: Tensor, norm: Tensor | None, seconds: float
+) -> dict[str, Any]:
+    """The line of metrics.jsonl for one step. Waits for the device: only called for steps that log."""
+    steps = progress.step % run.config.logging_steps or run.config.logging_steps
+    seconds_per_step = seconds / min(steps, progress.step)
+    return {
+        "step": progress.step,
+        "epoch": round(step.epoch, 4),
+        "loss": run.ranks.total(loss_sum.item()) / step.trained_tokens,
+        "grad_norm": norm.item() if norm is not None else gradient_norm(run.engine),
+        "learning_rate": rate,
+        "tokens": step.tokens,
+        "trained_tokens": step.trained_tokens,
+        "tokens_seen": progress.tokens_seen,
+        "step_seconds": seconds_per_step,
+        "tokens_per_second": step.tokens / seconds_per_step,
+        **run.memory.figures(),
+    }
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def evaluate(run: Training) -> float:
+    """Held-out loss: summed over all trained tokens of the held-out rows, divided by their number."""
+    assert run.eval_rows is not None
+    run.engine.eval()
+    total = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
+    with torch.no_grad():
+        for step in run.eval_steps:
+            for dealt in step.micro:
+                total += run.engine(run.share_of(run.eval_rows, dealt)).double()
+    run.engine.train()
+    return run.ranks.total(total.item()) / sum(step.trained_tokens for step in run.eval_steps)
+
+
+def judge(progress: Progress, eval_loss: float) -> None:
+    """Remember the best held-out loss, and how long ago it was."""
+    if progress.best_eval_loss is None or eval_loss < progress.best_eval_loss:
+        progress.best_eval_loss, progress.best_step, progress.evals_without_gain = eval_loss, progress.step, 0
+    else:
+        progress.evals_without_gain += 1
+
+
+def out_of_patience(run: Training, progress: Progress) -> bool:
+    patience = run.config.early_stopping_patience
+    return patience is not None and progress.evals_without_gain >= patience

@@ -1,0 +1,162 @@
+"""The model of a run: loaded or drawn at random, whole or sharded from the first byte, and tested before it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from dtrain.config.schema import Config
+from dtrain.errors import BadInput
+from dtrain.planner.choice import Choice
+from dtrain.train import attention
+from dtrain.train.batch import flat_batch
+from dtrain.train.loss import LossModel
+
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Layout = Literal["flat", "padded"]
+"""How a micro-batch lies in memory: all rows behind each other, or one row of tokens each, filled up."""
+
+
+@contextmanager
+def sharded_from_the_start(deepspeed_config: dict[str, Any], stage: int) -> Iterator[None]:
+    """At stage 3, what transformers constructs inside is split over the ranks at once, never whole on any of them."""
+    if stage != 3:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    alive = HfDeepSpeedConfig(deepspeed_config)  # transformers holds it weakly: it acts as long as this name lives
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del alive
+
+
+def load_model(
+    config: Config, choice: Choice, source: Path | str, tokenizer_size: int, back_end: str, deepspeed_config: dict[str, Any]
+) -> Any:
+    """transformers' causal language model on the CPU (or sharded), in the run's precision, checkpointing switched on.
+
+    `source`: folder or hub name. `tokenizer_size`: the embedding grows to it where it is smaller.
+    """
+    import transformers
+
+    attention.register()
+    auto = model_class(config.model_type)
+    told: dict[str, Any] = {
+        "dtype": DTYPES[choice.precision],
+        "attn_implementation": attention.TRANSFORMERS_NAMES[back_end],
+        "trust_remote_code": config.trust_remote_code,
+    }
+    with sharded_from_the_start(deepspeed_config, choice.zero_stage):
+        if config.reinit_weights:
+            described = transformers.AutoConfig.from_pretrained(
+                source, revision=config.revision_of_model, trust_remote_code=config.trust_remote_code
+            )
+            model = transformers.AutoModelForCausalLM.from_config(described, **told)
+            draw_weights(model, config.seed)
+        else:
+            model = auto.from_pretrained(source, revision=config.revision_of_model, **told)
+    if tokenizer_size > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(tokenizer_size, mean_resizing=choice.zero_stage != 3)
+    if choice.gradient_checkpointing == "full":
+        said = config.gradient_checkpointing_kwargs.use_reentrant if config.gradient_checkpointing_kwargs else None
+        # without re-entry, recomputed tensors are compared with saved ones, and ZeRO-3 has freed those parameters
+        model.gradient_checkpointing_enable({"use_reentrant": choice.zero_stage == 3 if said is None else said})
+    model.config.use_cache = False
+    return model
+
+
+def model_class(name: str | None) -> Any:
+    """`model_type` as Axolotl means it: a class of transformers."""
+    import transformers
+
+    if name is None:
+        return transformers.AutoModelForCausalLM
+    found = getattr(transformers, name, None)
+    if found is None or not hasattr(found, "from_pretrained"):
+        raise BadInput("transformers has no such class", key="model_type", value=name, fix="remove the key, or name a …ForCausalLM class")
+    return found
+
+
+def draw_weights(model: Any, seed: int) -> None:
+    """Draw all weights again by the model's own rules, the same on any number of ranks and at any ZeRO stage.
+
+    At stage 3 rank 0 draws each module's parameters while they are gathered, and the others take them over.
+    """
+    import deepspeed
+
+    torch.manual_seed(seed)
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        for tensor in (*own, *module.buffers(recurse=False)):
+            tensor._is_hf_initialized = False
+        sharded = [parameter for parameter in own if hasattr(parameter, "ds_id")]
+        with torch.no_grad(), deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if sharded else None):
+            model._init_weights(module)
+    model.tie_weights()
+
+
+def layout_of(model: Any, config: Config) -> Layout:
+    """Flat where the model's attention can be replaced (nearly all), else padded, and then without packing."""
+    if getattr(model, "_supports_attention_backend", False):
+        return "flat"
+    if config.sample_packing:
+        raise BadInput(
+            f"{type(model).__name__} has an attention of its own, in which packed rows would see each other",
+            key="sample_packing", value=True, fix="set `sample_packing: false`",
+        )  # fmt: skip
+    return "padded"
+
+
+class _TwoDocuments:
+    """Rows of the self-test: two short documents of real token ids, all of them trained."""
+
+    def __init__(self, vocab_size: int) -> None:
+        generator = np.random.default_rng(0)
+        self._ids = [generator.integers(0, vocab_size, size=length).astype(np.int32) for length in (11, 19)]
+        self.lengths = np.array([11, 19], dtype=np.int32)
+        self.trained = self.lengths - 1
+
+    def ids(self, row: int) -> Any:
+        return self._ids[row]
+
+    labels = ids
+
+    def __len__(self) -> int:
+        return 2
+
+
+def check_isolation(run: LossModel, forward: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Two documents in one flat row must have the loss that the model itself gives each alone, or the run is refused.
+
+    Catches attention that leaks between documents, a wrong position, and a head that shapes its logits differently.
+    `forward` is what is called (the engine), so that ZeRO-3 gathers.
+    """
+    rows: Any = _TwoDocuments(run.model.config.get_text_config().vocab_size)
+    was_training = run.training
+    forward.eval()
+    with torch.no_grad():
+        together = forward(flat_batch(rows, [(0, 1)], device)).item()
+        alone = 0.0
+        for row in (0, 1):
+            ids = torch.from_numpy(rows.ids(row).astype(np.int64)).to(device)[None]
+            logits = run.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+            alone += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+    forward.train(was_training)
+    allowed = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}[dtype] * abs(alone)
+    if not abs(together - alone) <= allowed:  # also refuses NaN
+        raise BadInput(
+            f"the self-test failed: two documents in one row have loss {together:.5f}, alone {alone:.5f}; "
+            "packed rows would see each other, or this model's head is not understood",
+            key="attention", fix="set `attention: eager`, or `sample_packing: false` and report the model",
+        )  # fmt: skip

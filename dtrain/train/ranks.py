@@ -1,0 +1,81 @@
+"""Who this process is among the ranks, and the few words ranks say to each other on the CPU."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+TIMEOUT = timedelta(minutes=30)
+"""Of a collective. DeepSpeed's own default moved from 30 to 10 minutes (DeepSpeed#8253)."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    rank: int
+    local_rank: int
+    world: int
+    device: torch.device
+    control: Any = None
+    """A gloo group for small facts, so that the device is never waited for; None when alone."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank when it is true on one."""
+        return self.greatest(int(flag)) > 0
+
+    def greatest(self, number: int) -> int:
+        if self.control is None:
+            return number
+        told = torch.tensor([number], dtype=torch.int64)
+        torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX, group=self.control)
+        return int(told.item())
+
+    def total(self, number: float) -> float:
+        if self.control is None:
+            return number
+        told = torch.tensor([number], dtype=torch.float64)
+        torch.distributed.all_reduce(told, group=self.control)
+        return float(told.item())
+
+    def gather(self, thing: Any) -> list[Any]:
+        """What each rank said, in order of ranks."""
+        if self.control is None:
+            return [thing]
+        told: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(told, thing, group=self.control)
+        return told
+
+    def wait(self) -> None:
+        if self.control is not None:
+            torch.distributed.barrier(group=self.control)
+
+
+def from_environment() -> Ranks:
+    """What torchrun told this process, before any process group."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return Ranks(int(os.environ.get("RANK", "0")), local_rank, int(os.environ.get("WORLD_SIZE", "1")), device)
+
+
+def join(ranks: Ranks) -> Ranks:
+    """Start the process group (nccl on GPUs, gloo on CPUs) and the control group."""
+    import deepspeed
+
+    if ranks.device.type == "cuda":
+        torch.cuda.set_device(ranks.device)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # a rank started by hand, alone
+    os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, auto_mpi_discovery=False, verbose=False)
+    control = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT) if ranks.world > 1 else None
+    return Ranks(ranks.rank, ranks.local_rank, ranks.world, ranks.device, control)

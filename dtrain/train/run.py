@@ -1,0 +1,232 @@
+"""The run of one rank, stage by stage: every object the loop needs is made here, once, in the open."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dtrain.config.deepspeed_file import said_by
+from dtrain.config.schema import Config
+from dtrain.data.prepare import Prepared, open_prepared
+from dtrain.data.schedule import Schedule, eval_batches, make_schedule
+from dtrain.files import read_json, write_json
+from dtrain.paths import RunPaths
+from dtrain.planner.choice import Choice
+from dtrain.planner.setup import ZeroBuckets
+from dtrain.track import jsonl, plot, wandb
+from dtrain.train import attention, checkpoint, engine, export, generate, ranks
+from dtrain.train.loop import Progress, Stopped, Training, train
+from dtrain.train.loss import LossModel, share_head_with_zero3
+from dtrain.train.lr import LearningRate, warmup_steps
+from dtrain.train.memory import PeakMemory
+from dtrain.train.model import DTYPES, check_isolation, layout_of, load_model
+from dtrain.train.ranks import Ranks
+from dtrain.train.signals import StopFlag
+from dtrain.train.worker import INTERRUPTED, StateFile, Voice, wait_for_data
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What every stage of a rank's run works with."""
+
+    paths: RunPaths
+    config: Config
+    choice: Choice
+    plan: dict[str, Any]
+    ranks: Ranks
+    state: StateFile
+    say: Voice
+
+
+def execute(paths: RunPaths, config: Config, choice: Choice, plan: dict[str, Any], stop: StopFlag) -> int:
+    """The whole run of this rank: 0 when the model is written, 75 when it was asked to stop and has saved."""
+    alone = ranks.from_environment()
+    state = StateFile(paths.state, alone.is_first)
+    state.stage("starting")
+    prepared = open_prepared(wait_for_data(paths, stop))
+    schedule = schedule_of(config, choice, prepared, alone.world)
+    state.steps = schedule.steps
+    rank = Rank(paths, config, choice, plan, ranks.join(alone), state, Voice(alone.is_first))
+    state.stage("loading")
+    tracker = wandb.Tracker()
+    try:
+        run, progress = build(rank, prepared, schedule)
+        if rank.ranks.is_first:
+            name = config.name or paths.output.name
+            tracker = wandb.start(config, name, _wandb_id(paths), paths.run, plan, rank.say)
+        finish(rank, prepared, connected(rank, run, tracker, stop), progress, tracker)
+    except Stopped:
+        rank.say(f"stopped after step {state.step}, everything is saved")
+        tracker.finish(INTERRUPTED)
+        return INTERRUPTED
+    except BaseException:
+        tracker.finish(1)
+        raise
+    tracker.finish(0)
+    return 0
+
+
+def schedule_of(config: Config, choice: Choice, prepared: Prepared, world: int) -> Schedule:
+    return make_schedule(
+        prepared.train.lengths, prepared.train.trained, window=choice.sequence_len, packing=config.sample_packing,
+        shuffle=config.shuffle, seed=config.seed, world=world, micro_batch_size=choice.micro_batch_size,
+        accumulation=choice.gradient_accumulation_steps, epochs=config.num_epochs, max_steps=config.max_steps,
+    )  # fmt: skip
+
+
+def build(rank: Rank, prepared: Prepared, schedule: Schedule) -> tuple[Training, Progress]:
+    """Model, engine and position: the run as it stands before its next step."""
+    import deepspeed
+
+    config, choice, device = rank.config, rank.choice, rank.ranks.device
+    tokenizer = generate.read_tokenizer(prepared.tokenizer_folder)
+    back_end, passed_over = attention.choose(config.attention, device, DTYPES[choice.precision])
+    rank.say(f"attention: {back_end}" + "".join(f"\n[dtrain]   not {line}" for line in passed_over))
+    if choice.precision == "tf32":
+        import torch
+
+        torch.backends.cuda.matmul.allow_tf32 = True
+    parameters = int(rank.plan["model"]["parameters"])
+    told = engine.merged_with_file(
+        engine.deepspeed_config(config, choice, parameters, ZeroBuckets()), said_by(config, choice, rank.ranks.world, rank.plan)
+    )
+    model = load_model(config, choice, generate.model_source(config, rank.paths), len(tokenizer), back_end, told)
+    layout = layout_of(model, config)
+    loss_model = LossModel(model, choice.cross_entropy, _chunks(config))
+    if choice.zero_stage == 3:
+        share_head_with_zero3(loss_model)
+    optimizer = engine.optimizer_for(config, loss_model, choice.offload_optimizer != "none")
+    with_engine, optimizer, _, _ = deepspeed.initialize(
+        model=loss_model, optimizer=optimizer, config=told, dist_init_required=False
+    )
+    progress = resume(rank, with_engine)
+    if layout == "flat":
+        check_isolation(loss_model, with_engine, device, DTYPES[choice.precision])
+    evaluation = () if prepared.eval is None else tuple(
+        eval_batches(
+            prepared.eval.lengths, prepared.eval.trained, world=rank.ranks.world,
+            micro_batch_size=config.eval_batch_size or choice.micro_batch_size, window=choice.sequence_len,
+            packing=config.sample_packing if config.eval_sample_packing is None else config.eval_sample_packing,
+        )
+    )  # fmt: skip
+    run = Training(
+        config=config, choice=choice, engine=with_engine, optimizer=optimizer, ranks=rank.ranks, rows=prepared.train,
+        schedule=schedule, learning_rate=learning_rate(config, schedule.steps), layout=layout,
+        filler_id=tokenizer.pad_token_id or 0, memory=PeakMemory(device), eval_rows=prepared.eval, eval_steps=evaluation,
+        eval_every=config.eval_steps or every(config.evals_per_epoch, schedule),
+        save_every=config.save_steps or every(config.saves_per_epoch, schedule),
+    )  # fmt: skip
+    return run, progress
+
+
+def _chunks(config: Config) -> int | None:
+    return None if config.cross_entropy_chunks == "auto" else config.cross_entropy_chunks
+
+
+def every(times_per_epoch: int | None, schedule: Schedule) -> int | None:
+    """Steps between events that happen so many times an epoch."""
+    return None if times_per_epoch is None else max(1, math.ceil(schedule.steps_per_epoch / times_per_epoch))
+
+
+def learning_rate(config: Config, steps: int) -> LearningRate:
+    warmup = warmup_steps(steps, config.warmup_steps, config.warmup_ratio, config.lr_scheduler)
+    return LearningRate(
+        config.learning_rate, config.lr_scheduler, steps, warmup, config.cosine_min_lr_ratio, config.lr_decay_ratio
+    )
+
+
+def resume(rank: Rank, with_engine: Any) -> Progress:
+    """Where the newest good checkpoint stands, or the beginning."""
+    newest, damaged = checkpoint.newest_good(rank.paths)
+    for line in damaged:
+        rank.say(f"checkpoint passed over: {line}")
+    if rank.ranks.greatest(newest.step if newest else 0) != (newest.step if newest else 0):
+        raise RuntimeError("ranks see different checkpoints: is the run's folder shared by all nodes?")
+    if newest is None:
+        if rank.ranks.is_first:
+            jsonl.forget_after(rank.paths.metrics, 0)
+        return Progress()
+    checkpoint.load(with_engine, newest, rank.ranks, rank.choice.zero_stage)
+    if rank.ranks.is_first:
+        jsonl.forget_after(rank.paths.metrics, newest.step)
+    rank.say(f"going on after step {newest.step}")
+    return newest.progress
+
+
+def connected(rank: Rank, run: Training, tracker: wandb.Tracker, stop: StopFlag) -> Training:
+    """The loop's three ways to the outside: a line of metrics, a checkpoint, a wish to stop."""
+    def log(line: dict[str, Any]) -> None:
+        if rank.ranks.is_first:
+            jsonl.append(rank.paths.metrics, line)
+            tracker.log(line)
+            rank.state.reached(line["step"], line["epoch"])
+
+    def save(progress: Progress) -> None:
+        rank.state.stage("saving")
+        checkpoint.save(
+            run.engine, rank.paths, progress, rank.ranks, rank.choice.zero_stage, rank.config.save_total_limit or 2,
+            tracker.run_id,
+        )  # fmt: skip
+        rank.state.stage("training")
+
+    return replace(run, log=log, save=save, stop_asked=lambda: stop.asked)
+
+
+def finish(rank: Rank, prepared: Prepared, run: Training, progress: Progress, tracker: wandb.Tracker) -> None:
+    """Train to the end, write the model, let it write, and put the end of the run into numbers."""
+    rank.state.stage("training")
+    started = time.time()
+    train(run, progress)
+    seconds = time.time() - started
+    rank.state.stage("exporting")
+    tokenizer = generate.read_tokenizer(prepared.tokenizer_folder)
+    export.export(run.engine.module, tokenizer, rank.paths.output, rank.ranks)
+    peaks = rank.ranks.gather(run.memory.figures())
+    if rank.ranks.is_first:
+        rank.state.stage("sampling")
+        write_json(rank.paths.samples, generate.samples(rank.config, rank.paths.output))
+        plot.loss(rank.paths.metrics, rank.paths.loss_plot)
+        report = report_of(rank, progress, peaks, seconds)
+        write_json(rank.paths.report, report)
+        tracker.summarize(report["measured"])
+        rank.state.stage("done")
+    rank.ranks.wait()
+
+
+def report_of(rank: Rank, progress: Progress, peaks: list[dict[str, float]], seconds: float) -> dict[str, Any]:
+    """report.json: what was planned beside what was measured."""
+    lines = jsonl.read(rank.paths.metrics)
+    trained = [line for line in lines if "loss" in line]
+    held_out = [line for line in lines if "eval_loss" in line]
+    steady = sorted(line["step_seconds"] for line in trained[1:] or trained)
+    measured = {
+        "peak_allocated_gib": max(peak["allocated_gib"] for peak in peaks),
+        "peak_reserved_gib": max(peak["reserved_gib"] for peak in peaks),
+        "step_seconds": steady[len(steady) // 2] if steady else None,
+        "training_seconds": seconds,
+        "first_loss": trained[0]["loss"] if trained else None,
+        "last_loss": trained[-1]["loss"] if trained else None,
+        "first_eval_loss": held_out[0]["eval_loss"] if held_out else None,
+        "last_eval_loss": held_out[-1]["eval_loss"] if held_out else None,
+        "best_eval_loss": progress.best_eval_loss,
+        "best_step": progress.best_step,
+        "steps": progress.step,
+        "tokens_seen": progress.tokens_seen,
+    }
+    memory, throughput = rank.plan["memory_gib"], rank.plan["throughput"]
+    planned = {
+        "peak_allocated_gib": memory["peak_allocated"], "peak_reserved_gib": memory["peak_reserved"],
+        "step_seconds": throughput["step_seconds"], "steps": rank.plan["schedule"]["steps"],
+    }  # fmt: skip
+    return {"schema_version": 1, "planned": planned, "measured": measured}
+
+
+def _wandb_id(paths: RunPaths) -> str:
+    """One W&B run over all resumes: its id is drawn once and lies in the run's folder."""
+    file = paths.run / "wandb.json"
+    if not file.exists():
+        write_json(file, {"run_id": secrets.token_hex(4)})
+    return str(read_json(file)["run_id"])
