@@ -70,6 +70,30 @@ class RunPaths:
         return self.logs / "launch.log"
 
     @property
+    def prepare_error(self) -> Path:
+        """What stopped `dtrain.data.prepare`, as JSON: an error object of the contract plus `traceback`."""
+        return self.logs / "prepare.error.json"
+
+    @property
+    def launch(self) -> Path:
+        """`launch.json`: what a supervisor starts and how; written by the launcher."""
+        return self.run / "launch.json"
+
+    @property
+    def supervisor(self) -> Path:
+        """`supervisor.json`: which process on which machine watches over the ranks."""
+        return self.run / "supervisor.json"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        return self.run / "supervisor.lock"
+
+    @property
+    def past(self) -> Path:
+        """`past/N`: exit.json, state.json and error files of the run's N-th life, put aside by a resume."""
+        return self.run / "past"
+
+    @property
     def data(self) -> Path:
         """`data.json`: which cache entry holds the tokenised rows, the counts, what was dropped and why."""
         return self.run / "data.json"
