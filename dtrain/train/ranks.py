@@ -70,6 +70,10 @@ def join(ranks: Ranks) -> Ranks:
 
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
+    else:
+        # DeepSpeed would compile a shared-memory helper for a minute, which needs Python's headers and leaves segments
+        # behind when a rank is killed; gloo does the same work
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # a rank started by hand, alone
     os.environ.setdefault("MASTER_PORT", "29500")
     os.environ.setdefault("RANK", "0")

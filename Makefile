@@ -1,0 +1,47 @@
+# make setup   the environment: .venv with the pinned stack
+# make demo    trains a small storyteller on two CPU ranks and lets it write
+# make test    the test suite
+# make check   what CI runs: lint, types, tests
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+export DTRAIN_HOME ?= $(CURDIR)/.dtrain
+
+.PHONY: setup demo test lint types check wheel clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "dtrain needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "Python's venv is missing. On Debian: apt-get install python3-venv"; rm -rf $(VENV); exit 2; }
+	$(PIP) install -q -c constraints.txt pip setuptools wheel
+	$(PIP) install -q -c constraints.txt torch
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[train,wandb,ssh,dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/dtrain launch --profile cpu configs/storyteller-tiny.yaml --yes
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+check: lint types test
+
+wheel: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
