@@ -1,0 +1,156 @@
+"""The whole space of layouts is estimated; the fastest that keeps the headroom is taken, and every choice explained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from dtrain.config.origins import Loaded
+from dtrain.hardware.profiles import Profile
+from dtrain.models.facts import ModelFacts
+from dtrain.planner.batch import Batches
+from dtrain.planner.choice import Choice
+from dtrain.planner.memory import Memory, estimate_memory
+from dtrain.planner.pins import Space
+from dtrain.planner.setup import Setup, setup_from
+
+HEADROOM = 0.08
+"""Share of the card kept free: 5 to 10 % is what practice keeps (planning_facts.md)."""
+HOST_HEADROOM = 0.10
+"""Share of host memory kept free for the page cache, the data and the system."""
+SAME_SPEED = 0.015
+"""Layouts this close to the fastest are equal to our knowledge; the simplest of them is taken."""
+
+DIMENSIONS = ("zero_stage", "offload_optimizer", "offload_params", "gradient_checkpointing", "micro_batch_size")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    choice: Choice
+    setup: Setup
+    memory: Memory
+    step_seconds: float
+
+    @property
+    def seconds_per_sample(self) -> float:
+        return self.step_seconds / self.choice.global_batch_size
+
+    @property
+    def capacity_gib(self) -> float:
+        return self.setup.profile.gpu.memory_gib
+
+    @property
+    def headroom_gib(self) -> float:
+        """What is kept free on purpose."""
+        return HEADROOM * self.capacity_gib
+
+    @property
+    def host_fits(self) -> bool:
+        return self.memory.host_memory_gib <= (1 - HOST_HEADROOM) * self.setup.profile.host_memory_gib
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak <= self.capacity_gib and self.host_fits
+
+    @property
+    def within_headroom(self) -> bool:
+        return self.host_fits and self.memory.peak + self.headroom_gib <= self.capacity_gib
+
+    @property
+    def over_gib(self) -> float:
+        """How far beyond what may be used; negative: still free."""
+        return self.memory.peak + self.headroom_gib - self.capacity_gib
+
+    @property
+    def complexity(self) -> tuple[int, ...]:
+        """Simplest first: nothing offloaded, low stage, nothing recomputed, few accumulation steps."""
+        choice = self.choice
+        return (
+            int(choice.offload_params != "none"),
+            int(choice.offload_optimizer != "none"),
+            choice.zero_stage,
+            int(choice.gradient_checkpointing != "none"),
+            choice.gradient_accumulation_steps,
+        )
+
+
+@dataclass(frozen=True)
+class Search:
+    """Every layout that was looked at, and the one that was taken."""
+
+    best: Candidate
+    candidates: tuple[Candidate, ...]
+
+
+def search(loaded: Loaded, facts: ModelFacts, profile: Profile, space: Space, batches: Batches) -> Search:
+    """Estimate all layouts and take one. When none is within the headroom, the one nearest to fitting is `best`."""
+    candidates = tuple(_candidate(loaded, facts, profile, one) for one in layouts(loaded, space, batches))
+    return Search(best_of(candidates), candidates)
+
+
+def best_of(candidates: Sequence[Candidate]) -> Candidate:
+    """The simplest of the fastest within the headroom; then whatever fits at all; then the smallest."""
+    for able in (
+        [one for one in candidates if one.within_headroom],
+        [one for one in candidates if one.fits],
+    ):
+        if able:
+            fastest = min(one.seconds_per_sample for one in able)
+            close = [one for one in able if one.seconds_per_sample <= fastest * (1 + SAME_SPEED)]
+            return min(close, key=lambda one: (one.complexity, one.seconds_per_sample))
+    return min(candidates, key=lambda one: (one.memory.peak, one.complexity))
+
+
+def layouts(loaded: Loaded, space: Space, batches: Batches) -> Iterator[Choice]:
+    """All combinations that make sense."""
+    config = loaded.config
+    rows = product(
+        space.zero_stages, space.offload_optimizer, space.offload_params, space.checkpointing, space.attention,
+        space.cross_entropy, batches.pairs,
+    )  # fmt: skip
+    for stage, optimizer, params, checkpointing, attention, cross_entropy, (micro, accumulation) in rows:
+        if (optimizer != "none" and stage == 0) or (params != "none" and stage != 3):
+            continue
+        if params != "none" and optimizer == "none" and len(space.offload_optimizer) > 1:
+            continue  # DeepSpeed offloads parameters only beside the optimizer's states
+        yield Choice(
+            zero_stage=stage,
+            offload_optimizer=optimizer,
+            offload_params=params,
+            micro_batch_size=micro,
+            gradient_accumulation_steps=accumulation,
+            global_batch_size=batches.global_batch(micro, accumulation),
+            gradient_checkpointing=checkpointing,
+            sequence_parallel_size=config.sequence_parallel_size,
+            attention=attention,
+            cross_entropy=cross_entropy,
+            precision=space.precision,
+            optimizer=config.optimizer,
+            adapter=config.adapter,
+            sequence_len=config.sequence_len,
+        )
+
+
+def _candidate(loaded: Loaded, facts: ModelFacts, profile: Profile, choice: Choice) -> Candidate:
+    setup = setup_from(loaded.config, facts, profile, choice)
+    return Candidate(choice, setup, estimate_memory(setup), step_seconds(setup))
+
+
+def step_seconds(setup: Setup) -> float:
+    """One optimizer step, from first principles without overlap: a stand-in with the right order of layouts."""
+    facts, gpu = setup.facts, setup.profile.gpu
+    tokens = setup.micro_batch_tokens * setup.accumulation
+    flops = 6 * facts.active_parameters + 6 * facts.layer_count * facts.hidden_size * setup.sequence_len
+    recompute = 4 / 3 if setup.checkpointing != "none" else 1.0
+    rate = 0.5e12 * (gpu.measured_tflops_bf16 or gpu.tflops.get("bf16") or gpu.tflops.get("fp32") or 1.0)
+    compute = tokens * flops * recompute / rate
+    moved = {"zero0": 2, "ddp": 2, "zero1": 2, "zero2": 2 * setup.accumulation}.get(
+        setup.sharding, 3 * setup.accumulation
+    )
+    link = 1e9 * (gpu.gpu_link_gb_per_s or gpu.pcie_gb_per_s or 10.0)
+    communication = 2 * moved * setup.trained_parameters / link if setup.ranks > 1 else 0.0
+    offloaded = 0.0
+    if setup.offload_optimizer != "none":
+        offloaded += 8 * setup.trained_parameters / setup.shard_ranks / (1e9 * (gpu.pcie_gb_per_s or 10.0))
+    return compute + communication + offloaded + 0.002 * setup.accumulation

@@ -1,0 +1,112 @@
+"""A sentence for each choice, and for the best rejected neighbour in each direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dtrain.planner.batch import Batches
+from dtrain.planner.choose import DIMENSIONS, HEADROOM, Candidate, Search
+from dtrain.planner.pins import Space
+
+NAMES = {
+    "zero_stage": "ZeRO stage",
+    "offload_optimizer": "offload_optimizer",
+    "offload_params": "offload_params",
+    "gradient_checkpointing": "gradient_checkpointing",
+    "micro_batch_size": "micro_batch_size",
+}
+
+
+def reasons(search: Search, space: Space, batches: Batches) -> tuple[str, ...]:
+    """What was chosen and why, most important first."""
+    best = search.best
+    return (
+        _fit(best),
+        f"global batch {best.choice.global_batch_size}: {batches.said}",
+        *(_dimension(search, space, name) for name in DIMENSIONS if _worth_saying(best, space, name)),
+        _attention(best, space),
+        _precision(best),
+    )
+
+
+def _worth_saying(best: Candidate, space: Space, name: str) -> bool:
+    return not (name == "offload_params" and best.choice.offload_params == "none" and name not in space.said)
+
+
+def _fit(best: Candidate) -> str:
+    peak, capacity = best.memory.peak, best.capacity_gib
+    place = f"peak {peak:.1f} GiB in {best.memory.peak_phase}"
+    if best.within_headroom:
+        return f"{place} leaves {capacity - peak:.1f} of {capacity:.1f} GiB free ({HEADROOM:.0%} is kept as reserve)"
+    if best.fits:
+        return f"{place} fits {capacity:.1f} GiB but eats into the reserve of {best.headroom_gib:.1f} GiB"
+    if not best.host_fits:
+        host = best.setup.profile.host_memory_gib
+        return f"{best.memory.host_memory_gib:.0f} GiB of host memory per node are needed, {host:.0f} are there"
+    return f"{place} is {peak - capacity:.1f} GiB more than the card's {capacity:.1f} GiB"
+
+
+def _dimension(search: Search, space: Space, name: str) -> str:
+    best = search.best
+    value = getattr(best.choice, name)
+    label = f"{NAMES[name]} {value}"
+    if name in space.said:
+        return f"{label}: as the file says"
+    rivals = list(_best_by_value(search, name))
+    if not rivals:
+        return f"{label}: the only way here"
+    return f"{label}: " + "; ".join(_compare(best, rival, name) for rival in rivals[:2])
+
+
+def _best_by_value(search: Search, name: str) -> Iterable[Candidate]:
+    """For each other value of a dimension its best layout, all else as chosen; else with all else free."""
+    best = search.best
+    others: dict[object, list[Candidate]] = {}
+    for one in search.candidates:
+        value = getattr(one.choice, name)
+        if value != getattr(best.choice, name) and _same_but(best, one, name):
+            others.setdefault(value, []).append(one)
+    found = [min(group, key=lambda one: one.seconds_per_sample) for group in others.values()]
+    return sorted(found, key=lambda one: (one.seconds_per_sample, one.complexity))
+
+
+def _same_but(best: Candidate, other: Candidate, name: str) -> bool:
+    free = {name, "gradient_accumulation_steps"} if name == "micro_batch_size" else {name}
+    fields = (*DIMENSIONS, "attention", "cross_entropy", "gradient_accumulation_steps")
+    return all(getattr(best.choice, one) == getattr(other.choice, one) for one in fields if one not in free)
+
+
+def _compare(best: Candidate, rival: Candidate, name: str) -> str:
+    """One clause: `2 would be 9 % faster but is 3.1 GiB over`."""
+    gain = best.seconds_per_sample / rival.seconds_per_sample - 1
+    value = getattr(rival.choice, name)
+    if abs(gain) < 0.005:
+        speed = "as fast"
+    else:
+        speed = f"{gain:.0%} faster" if gain > 0 else f"{1 - rival_speed(best, rival):.0%} slower"
+    if rival.within_headroom:
+        joint = "and needs" if gain > 0.005 else "with"
+        return f"{value} would be {speed} {joint} {rival.memory.peak:.1f} GiB"
+    if not rival.host_fits:
+        return f"{value} would be {speed} but host memory is too small for it"
+    return f"{value} would be {speed} but is {rival.over_gib:.1f} GiB over what may be used"
+
+
+def rival_speed(best: Candidate, rival: Candidate) -> float:
+    """Samples per second of the rival over the best's."""
+    return best.seconds_per_sample / rival.seconds_per_sample
+
+
+def _attention(best: Candidate, space: Space) -> str:
+    name = best.choice.attention
+    if "attention" in space.said:
+        return f"attention {name}: as the file says"
+    gpu = best.setup.profile.gpu
+    why = "it has the kernels" if name != "sdpa" else "torch's own, on any device"
+    return f"attention {name} on {gpu.title}: {why}; the machine checks the real kernel before step 1"
+
+
+def _precision(best: Candidate) -> str:
+    gpu, precision = best.setup.profile.gpu, best.choice.precision
+    masters = ", fp32 masters by DeepSpeed" if best.setup.dtypes.master else ""
+    return f"precision {precision} on {gpu.title}{masters}"

@@ -1,0 +1,165 @@
+"""What the person has fixed, from the config's own keys: the planner searches only what is left open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dtrain.config.origins import Loaded
+from dtrain.config.schema import Config
+from dtrain.errors import BadInput, BadInputs
+from dtrain.hardware.profiles import Profile
+from dtrain.models.facts import ModelFacts
+from dtrain.planner.choice import Precision
+
+Offload = Literal["none", "cpu", "nvme"]
+Checkpointing = Literal["none", "full", "selective", "offload"]
+EIGHT_BIT = (
+    "adamw_bnb_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "lion_8bit",
+    "paged_lion_8bit",
+    "paged_lion_32bit",
+)
+"""bitsandbytes' optimizers step on the card: their states cannot live in host memory under ZeRO-Offload."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """The values of each dimension that may be chosen; one value where it is pinned."""
+
+    zero_stages: tuple[int, ...]
+    offload_optimizer: tuple[Offload, ...]
+    offload_params: tuple[Offload, ...]
+    checkpointing: tuple[Checkpointing, ...]
+    attention: tuple[str, ...]
+    cross_entropy: tuple[Literal["eager", "chunked", "compiled", "fused"], ...]
+    precision: Precision
+    said: frozenset[str]
+    """Names of the dimensions that the person fixed."""
+
+
+def space_of(loaded: Loaded, profile: Profile, facts: ModelFacts) -> Space:
+    """BadInputs with everything that cannot be planned."""
+    config = loaded.config
+    errors = [*_parallel_errors(loaded, facts), *_adapter_errors(loaded)]
+    if errors:
+        raise BadInputs(errors)
+    return Space(
+        zero_stages=_stages(config, profile),
+        offload_optimizer=_offload_optimizer(config, profile),
+        offload_params=_offload_params(config, profile),
+        checkpointing=("none", "full") if config.gradient_checkpointing == "auto" else (config.gradient_checkpointing,),
+        attention=(attention_of(config, profile),),
+        cross_entropy=("chunked",) if config.cross_entropy == "auto" else (config.cross_entropy,),
+        precision=precision_of(loaded, profile),
+        said=_said(config),
+    )
+
+
+def _said(config: Config) -> frozenset[str]:
+    keys = ("zero_stage", "offload_optimizer", "offload_params", "gradient_checkpointing", "attention", "cross_entropy")
+    said = {key for key in keys if getattr(config, key) != "auto"}
+    return frozenset(said | ({"micro_batch_size"} if config.micro_batch_size != "auto" else set()))
+
+
+def _stages(config: Config, profile: Profile) -> tuple[int, ...]:
+    if config.plan_as is not None and config.plan_as.sharding is not None:
+        return ({"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3, "ddp": 0}[config.plan_as.sharding],)
+    if config.zero_stage != "auto":
+        return (config.zero_stage,)
+    if config.adapter == "qlora":  # quantised weights cannot be sharded element by element
+        return (0, 1, 2)
+    return (0, 1, 2, 3)
+
+
+def _offload_optimizer(config: Config, profile: Profile) -> tuple[Offload, ...]:
+    if config.offload_optimizer != "auto":
+        return (config.offload_optimizer,)
+    if profile.is_cpu or config.optimizer in EIGHT_BIT or config.plan_as is not None:
+        return ("none",)
+    return ("none", "cpu")
+
+
+def _offload_params(config: Config, profile: Profile) -> tuple[Offload, ...]:
+    if config.offload_params != "auto":
+        return (config.offload_params,)
+    return ("none",) if profile.is_cpu or config.plan_as is not None else ("none", "cpu")
+
+
+def attention_of(config: Config, profile: Profile) -> str:
+    """FlashAttention 2 where its kernels run (Ampere and later, 16 bits), torch's sdpa elsewhere."""
+    if config.attention != "auto":
+        return config.attention
+    capability = profile.gpu.compute_capability
+    ampere = capability is not None and capability >= (8, 0)
+    return "flash_attention_2" if ampere and not _is_fp32(config) else "sdpa"
+
+
+def _is_fp32(config: Config) -> bool:
+    return config.bf16 is False and config.fp16 is False
+
+
+def precision_of(loaded: Loaded, profile: Profile) -> Precision:
+    """bf16 where the card has it, else fp16; fp32 on a CPU. What was said explicitly is obeyed or refused."""
+    config = loaded.config
+    if config.bf16 is True:
+        if not profile.is_cpu and not profile.gpu.has_bf16:
+            raise _at(loaded, "bf16", f"{profile.gpu.title} has no bf16", True, "set bf16: auto or fp16: true")
+        return "bf16"
+    if config.fp16 is True:
+        if profile.is_cpu:
+            raise _at(loaded, "fp16", "DeepSpeed refuses fp16 on a CPU", True, "set bf16: true, or leave fp16 out")
+        return "fp16"
+    if profile.is_cpu or _is_fp32(config):
+        return "tf32" if config.tf32 is True and not profile.is_cpu else "fp32"
+    if config.bf16 == "auto" or config.fp16 == "auto":
+        return "bf16" if profile.gpu.has_bf16 else "fp16"
+    return "fp32"
+
+
+# --- contradictions -----------------------------------------------------------------------------------------------
+
+
+def _parallel_errors(loaded: Loaded, facts: ModelFacts) -> list[BadInput]:
+    errors = []
+    for key in ("sequence_parallel_size", "tensor_parallel_size"):
+        size = getattr(loaded.config, key)
+        if facts.heads % size:
+            allowed = ", ".join(str(one) for one in range(1, facts.heads + 1) if facts.heads % one == 0)
+            message = f"{facts.heads} attention heads cannot be divided by {size}"
+            errors.append(_at(loaded, key, message, size, "choose a divisor of the heads", allowed))
+    window, ways = loaded.config.sequence_len, loaded.config.sequence_parallel_size
+    if window % ways:
+        message = f"a window of {window} tokens cannot be divided by {ways}"
+        fix = f"sequence_len: {-(-window // ways) * ways}"
+        errors.append(_at(loaded, "sequence_len", message, window, fix))
+    return errors
+
+
+def _adapter_errors(loaded: Loaded) -> list[BadInput]:
+    config = loaded.config
+    errors = []
+    if config.adapter == "qlora" and config.zero_stage == 3:
+        message = "QLoRA's 4-bit weights cannot be sharded by ZeRO stage 3"
+        errors.append(_at(loaded, "zero_stage", message, 3, "set zero_stage: 2, or adapter: lora", "0, 1, 2, auto"))
+    if config.optimizer in EIGHT_BIT and config.offload_optimizer in ("cpu", "nvme"):
+        message = f"{config.optimizer} steps on the card and cannot be offloaded"
+        fix = "set optimizer: adamw_torch, or offload_optimizer: none"
+        errors.append(_at(loaded, "offload_optimizer", message, config.offload_optimizer, fix))
+    stage = config.zero_stage
+    if config.offload_params in ("cpu", "nvme") and stage not in ("auto", 3):
+        message = f"parameters are offloaded only at ZeRO stage 3, not at stage {stage}"
+        errors.append(_at(loaded, "offload_params", message, config.offload_params, "set zero_stage: 3"))
+    if config.offload_optimizer in ("cpu", "nvme") and stage == 0:
+        message = "the optimizer is offloaded only at ZeRO stages 1 to 3"
+        errors.append(_at(loaded, "offload_optimizer", message, config.offload_optimizer, "set zero_stage: 1, 2 or 3"))
+    return errors
+
+
+def _at(
+    loaded: Loaded, key: str, message: str, value: object, fix: str | None = None, allowed: str | None = None
+) -> BadInput:
+    origin = loaded.origin(key)
+    return BadInput(message, file=origin.file, line=origin.line, key=key, value=value, fix=fix, allowed=allowed)

@@ -1,0 +1,273 @@
+"""Every number that follows from a config on a machine, and a sentence for each choice: the Plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib import metadata
+from typing import Any
+
+from dtrain import __version__
+from dtrain.config.origins import Loaded
+from dtrain.errors import BadInput
+from dtrain.hardware.profiles import Profile
+from dtrain.models.facts import ModelFacts
+from dtrain.planner.batch import batches
+from dtrain.planner.choice import Choice
+from dtrain.planner.choose import Candidate, search, step_seconds
+from dtrain.planner.counts import DataCounts, estimate_counts
+from dtrain.planner.explain import reasons
+from dtrain.planner.memory import TERMS, Memory
+from dtrain.planner.pins import space_of
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """For full windows of `sequence_len`."""
+
+    step_seconds: float
+    tokens_per_second: float
+    tokens_per_second_per_gpu: float
+    mfu: float | None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    steps: int
+    tokens: int
+    source: str
+    """`exact` (data at hand) or `estimated`."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    provider: str | None
+    usd_per_hour: float
+    total: float
+    priced_on: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What plan.json holds; `as_json` is the contract's document."""
+
+    config: str
+    """The file it was made from."""
+    facts: ModelFacts
+    profile: Profile
+    choice: Choice
+    memory: Memory
+    fits: bool
+    within_headroom: bool
+    headroom_gib: float
+    trainable_parameters: int
+    throughput: Throughput
+    schedule: Schedule
+    hours: float
+    cost: Cost | None
+    counts: DataCounts
+    warnings: tuple[str, ...]
+    reasons: tuple[str, ...]
+    candidate: Candidate
+    """The layout behind it, with everything the estimate was made from."""
+    layouts: int
+    """How many were looked at."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "versions": versions(),
+            "config": self.config,
+            "warnings": list(self.warnings),
+            "reasons": list(self.reasons),
+            "model": {
+                "name": self.facts.name,
+                "parameters": self.facts.parameters,
+                "trainable_parameters": self.trainable_parameters,
+            },
+            "profile": _profile_json(self.profile),
+            "fits": self.fits,
+            "within_headroom": self.within_headroom,
+            "choice": self.choice.as_json(),
+            "memory_gib": _memory_json(self.memory, self.headroom_gib),
+            "peak_phase": self.memory.peak_phase,
+            "phases": [{"name": one.name, "terms": _rounded(one.terms)} for one in self.memory.phases],
+            "host_memory_gib": _round(self.memory.host_memory_gib),
+            "throughput": {
+                "step_seconds": _round(self.throughput.step_seconds),
+                "tokens_per_second": _round(self.throughput.tokens_per_second),
+                "tokens_per_second_per_gpu": _round(self.throughput.tokens_per_second_per_gpu),
+                "mfu": _round(self.throughput.mfu),
+            },
+            "schedule": {"steps": self.schedule.steps, "tokens": self.schedule.tokens, "source": self.schedule.source},
+            "hours": _round(self.hours),
+            "cost_usd": _cost_json(self.cost),
+        }
+
+
+def make_plan(loaded: Loaded, profile: Profile, facts: ModelFacts, counts: DataCounts | None = None) -> Plan:
+    """Search, choose, explain. BadInput(s) for what cannot be planned; a plan that does not fit has `fits` False.
+
+    `counts` are the data room's exact ones; without them they are estimated from the files.
+    """
+    space = space_of(loaded, profile, facts)
+    sizes = batches(loaded, profile)
+    found = search(loaded, facts, profile, space, sizes)
+    best = found.best
+    counts = counts or estimate_counts(loaded.config, loaded.file)
+    schedule = schedule_of(loaded, counts, best)
+    hours = schedule.steps * _mean_step_seconds(best, schedule) / 3600
+    return Plan(
+        config=str(loaded.file or "<text>"),
+        facts=facts,
+        profile=profile,
+        choice=best.choice,
+        memory=best.memory,
+        fits=best.fits,
+        within_headroom=best.within_headroom,
+        headroom_gib=best.headroom_gib,
+        trainable_parameters=best.setup.trained_parameters,
+        throughput=throughput_of(best),
+        schedule=schedule,
+        hours=hours,
+        cost=cost_of(profile, hours),
+        counts=counts,
+        warnings=(*profile.notes, *loaded.notes, *_window_warnings(loaded, facts), *counts.warnings),
+        reasons=reasons(found, space, sizes),
+        candidate=best,
+        layouts=len(found.candidates),
+    )
+
+
+# --- time and money -----------------------------------------------------------------------------------------------
+
+
+def throughput_of(best: Candidate) -> Throughput:
+    tokens = best.setup.step_tokens / best.step_seconds
+    return Throughput(best.step_seconds, tokens, tokens / best.setup.ranks, model_flops_utilisation(best, tokens))
+
+
+def model_flops_utilisation(best: Candidate, tokens_per_second: float) -> float | None:
+    """Causal model FLOPs (6·parameters + 6·layers·hidden·sequence per token) over the dense datasheet peak."""
+    facts, gpu = best.setup.facts, best.setup.profile.gpu
+    peak = gpu.tflops.get(best.choice.precision)
+    if not peak:
+        return None
+    per_token = 6 * facts.active_parameters + 6 * facts.layer_count * facts.hidden_size * best.setup.sequence_len
+    return tokens_per_second * per_token / (peak * 1e12 * best.setup.ranks)
+
+
+def schedule_of(loaded: Loaded, counts: DataCounts, best: Candidate) -> Schedule:
+    """Optimizer steps and real tokens of the whole run. An epoch's last step may be smaller."""
+    config = loaded.config
+    per_epoch = math.ceil(counts.slots / best.choice.global_batch_size)
+    steps = max(1, math.ceil(round(config.num_epochs * per_epoch, 6)))
+    if config.max_steps is not None:
+        steps = min(steps, config.max_steps) if counts.exact else config.max_steps
+    tokens = round(counts.tokens * steps / per_epoch)
+    return Schedule(steps, tokens, "exact" if counts.exact else "estimated")
+
+
+def _mean_step_seconds(best: Candidate, schedule: Schedule) -> float:
+    """A step at the real mean length of a slot."""
+    slots = schedule.steps * best.choice.global_batch_size
+    mean = max(1, min(best.setup.sequence_len, round(schedule.tokens / slots)))
+    return step_seconds(replace(best.setup, sequence_len=mean))
+
+
+def cost_of(profile: Profile, hours: float) -> Cost | None:
+    """From the user's own price; None where none is known."""
+    if profile.usd_per_hour is None:
+        return None
+    return Cost(profile.name, profile.usd_per_hour, profile.usd_per_hour * hours, None)
+
+
+# --- warnings -----------------------------------------------------------------------------------------------------
+
+
+def _window_warnings(loaded: Loaded, facts: ModelFacts) -> tuple[str, ...]:
+    """A window beyond the model's positions: an error where positions are learned, a warning where they rotate."""
+    window, positions = loaded.config.sequence_len, facts.max_positions
+    if positions is None or window <= positions:
+        return ()
+    if facts.learned_position_parameters:
+        origin = loaded.origin("sequence_len")
+        raise BadInput(
+            f"{facts.name} has learned positions for {positions} tokens only",
+            file=origin.file,
+            line=origin.line,
+            key="sequence_len",
+            value=window,
+            allowed=f"at most {positions}",
+            fix=f"sequence_len: {positions}",
+        )
+    return (f"sequence_len {window} is beyond the {positions} positions {facts.name} was trained for",)
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _installed() -> tuple[tuple[str, str | None], ...]:
+    return tuple((name, _version(name)) for name in ("torch", "deepspeed", "transformers"))
+
+
+def versions() -> dict[str, str | None]:
+    """What a prediction is for; None where a part is not installed on this machine."""
+    return {"dtrain": __version__, **dict(_installed())}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _profile_json(profile: Profile) -> dict[str, Any]:
+    return {
+        "name": profile.name,
+        "gpu": profile.gpu.name,
+        "gpus": profile.gpus,
+        "gpus_per_node": profile.gpus_per_node,
+        "nodes": profile.nodes,
+        "capacity_gib": profile.gpu.memory_gib,
+    }
+
+
+def _memory_json(memory: Memory, headroom_gib: float) -> dict[str, float | None]:
+    figures = {
+        **{name: memory.terms[name] for name in TERMS},
+        "peak_allocated": memory.peak_allocated,
+        "peak_reserved": memory.peak_reserved,
+        "peak_smi": memory.peak_smi,
+        "peak": memory.peak,
+        "peak_low": memory.peak_low,
+        "peak_high": memory.peak_high,
+        "headroom": headroom_gib,
+    }
+    return _rounded(figures)
+
+
+def _cost_json(cost: Cost | None) -> dict[str, Any]:
+    if cost is None:
+        return {"provider": None, "usd_per_hour": None, "total": None, "priced_on": None}
+    return {
+        "provider": cost.provider,
+        "usd_per_hour": cost.usd_per_hour,
+        "total": round(cost.total, 2),
+        "priced_on": cost.priced_on,
+    }
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _round(value) for name, value in figures.items()}
+
+
+def _round(value: float | None) -> float | None:
+    """Nine significant digits: no figure is known better, and sums still add up to 1e-6."""
+    return None if value is None else float(f"{value:.9g}")
