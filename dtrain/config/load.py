@@ -11,7 +11,8 @@ from pathlib import Path
 import yaml
 
 from dtrain import assets
-from dtrain.config import axolotl, rules
+from dtrain.config import axolotl, deepspeed_read, rules
+from dtrain.config.find import find_file
 from dtrain.config.origins import KeyPath, Loaded, Origin, dotted
 from dtrain.config.schema import Config
 from dtrain.config.tree import Dumper, Node, error_at, read
@@ -42,19 +43,6 @@ def dump(config: Config) -> str:
     )
 
 
-def find_file(said: str, config_file: Path | None) -> Path | None:
-    """A path that a config names: from the working directory, then the config's folder, then what dtrain ships."""
-    try:
-        relative = Path(said).expanduser()
-        folders = [Path(), *([config_file.parent] if config_file is not None else [])]
-        for folder in folders:
-            if (folder / relative).exists():
-                return folder / relative
-    except (OSError, ValueError, RuntimeError):  # a name no file can have; a home that is not there
-        return None
-    return None if relative.is_absolute() else assets.shipped(said)
-
-
 def _loaded(text: str, name: str, file: Path | None, sets: Sequence[str]) -> Loaded:
     origin = Origin("file", name)
     try:
@@ -68,14 +56,15 @@ def _loaded(text: str, name: str, file: Path | None, sets: Sequence[str]) -> Loa
             tree = with_flag(tree, said)
         except BadInput as error:
             errors.append(error)
-    translated = axolotl.translate(tree, file)
-    tree = without_nulls(translated.tree)
+    translated = axolotl.translate(tree)
+    resolved = deepspeed_read.resolve(without_nulls(translated.tree), file)
+    tree = resolved.tree
     config, wrong = validated(tree, axolotl.names())
-    errors += translated.errors + wrong + rules.contradictions(tree)
+    errors += [*translated.errors, *resolved.errors, *wrong, *rules.contradictions(tree)]
     if errors or config is None:
         raise BadInputs(sorted(errors, key=lambda error: error.line or 0))
     origins = {dotted(path): node.origin for path, node in tree.walk() if path}
-    return Loaded(config, origins, (*translated.notes, *rules.arithmetic(config)), file)
+    return Loaded(config, origins, (*translated.notes, *resolved.notes, *rules.arithmetic(config)), file)
 
 
 # --- the file -----------------------------------------------------------------------------------------------------

@@ -1,15 +1,109 @@
-"""Keys that contradict each other."""
+"""Keys that contradict each other, and the batch arithmetic in words."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from dtrain.config.schema import Config
-from dtrain.config.tree import Node
+from dtrain.config.tree import Node, error_at
 from dtrain.errors import BadInput
+
+_ONE_OF: tuple[tuple[str, str, str], ...] = (
+    ("gradient_accumulation_steps", "batch_size", "batch_size / micro_batch_size is the accumulation"),
+    ("global_batch_size", "batch_size", "global_batch_size = batch_size × GPUs"),
+    ("global_batch_size", "gradient_accumulation_steps", "the accumulation follows from global_batch_size"),
+    ("warmup_steps", "warmup_ratio", "warmup_ratio is a share of all steps"),
+    ("eval_steps", "evals_per_epoch", "both say when to evaluate"),
+    ("save_steps", "saves_per_epoch", "both say when to save"),
+)
+"""Pairs of keys that say one thing in two ways."""
 
 
 def contradictions(tree: Node) -> list[BadInput]:
-    return []
+    """Every contradiction between keys of the translated tree; types may still be wrong there."""
+    keys: dict[str, Node] = tree.value
+    return [*_said_twice(keys), *_precision(keys), *_adapters(keys), *_needs(keys), *_sharding(keys), *_multiples(keys)]
+
+
+def _said_twice(keys: dict[str, Node]) -> Iterator[BadInput]:
+    for one, other, why in _ONE_OF:
+        if one in keys and other in keys:
+            yield _against(keys, one, other, f"cannot stand beside {other}: {why}", "keep one of them")
+
+
+def _against(keys: dict[str, Node], one: str, other: str, message: str, fix: str) -> BadInput:
+    """Points at the later of two keys and names where the other one is. A flag is later than the file."""
+    late, early = sorted((one, other), key=lambda key: (keys[key].origin.kind == "flag", keys[key].origin.line or 0))[
+        ::-1
+    ]
+    if late != one:
+        message = message.replace(f"beside {other}", f"beside {one}")
+    if keys[late].origin.kind == "flag":
+        fix = f"{fix}: `--set {early}=null` unsets the file's"
+    return error_at(keys[late].origin, late, f"{message} ({early}: {keys[early].origin.text()})", fix=fix)
+
+
+def _is(keys: dict[str, Node], key: str, *values: object) -> bool:
+    return key in keys and any(keys[key].value is value or keys[key].value == value for value in values)
+
+
+def _precision(keys: dict[str, Node]) -> Iterator[BadInput]:
+    if _is(keys, "bf16", True) and _is(keys, "fp16", True):
+        yield _against(
+            keys, "bf16", "fp16", "cannot stand beside fp16: one precision at a time", "keep one, or bf16: auto"
+        )
+
+
+def _adapters(keys: dict[str, Node]) -> Iterator[BadInput]:
+    four, eight = _is(keys, "load_in_4bit", True), _is(keys, "load_in_8bit", True)
+    if four and eight:
+        message = "cannot stand beside load_in_8bit: one quantization at a time"
+        yield _against(keys, "load_in_4bit", "load_in_8bit", message, "keep one of them")
+    if _is(keys, "adapter", "qlora") and not four:
+        yield error_at(keys["adapter"].origin, "adapter", "qlora needs a 4-bit base model", fix="load_in_4bit: true")
+    if (four or eight) and "adapter" not in keys:
+        key = "load_in_4bit" if four else "load_in_8bit"
+        fix = f"adapter: {'qlora' if four else 'lora'}"
+        yield error_at(keys[key].origin, key, "quantized weights cannot be trained without an adapter", fix=fix)
+
+
+def _needs(keys: dict[str, Node]) -> Iterator[BadInput]:
+    if _is(keys, "chat_template", "jinja") and "chat_template_jinja" not in keys:
+        fix = "put the template under chat_template_jinja: |"
+        yield error_at(keys["chat_template"].origin, "chat_template", "jinja needs chat_template_jinja", fix=fix)
+    held_out = "test_datasets" in keys or ("val_set_size" in keys and not _is(keys, "val_set_size", 0))
+    for key in ("early_stopping_patience", "eval_steps", "evals_per_epoch"):
+        if key in keys and not held_out:
+            fix = "val_set_size: 0.05, or test_datasets"
+            yield error_at(keys[key].origin, key, "there is no held-out data to evaluate on", fix=fix)
+
+
+def _sharding(keys: dict[str, Node]) -> Iterator[BadInput]:
+    """What DeepSpeed can offload depends on what it shards (ZeRO-Offload needs stage 1, parameters stage 3)."""
+    stage = keys["zero_stage"].value if "zero_stage" in keys else "auto"
+    for key, least in (("offload_optimizer", 1), ("offload_params", 3)):
+        if type(stage) is int and stage < least and _is(keys, key, "cpu", "nvme"):
+            message = (
+                f"needs zero_stage {least} or more, and zero_stage is {stage} ({keys['zero_stage'].origin.text()})"
+            )
+            yield error_at(keys[key].origin, key, message, value=keys[key].value, fix=f"zero_stage: 3, or {key}: none")
+
+
+def _multiples(keys: dict[str, Node]) -> Iterator[BadInput]:
+    micro, batch = (keys[key].value if key in keys else None for key in ("micro_batch_size", "batch_size"))
+    if type(micro) is int and type(batch) is int and micro > 0 and batch % micro:
+        below, above = batch // micro * micro, -(-batch // micro) * micro
+        message = f"batch_size {batch} is not a multiple of micro_batch_size {micro}"
+        allowed = " or ".join(str(size) for size in (below, above) if size)
+        yield error_at(keys["batch_size"].origin, "batch_size", message, value=batch, allowed=allowed)
 
 
 def arithmetic(config: Config) -> tuple[str, ...]:
-    return ()
+    """How the accumulation follows from `batch_size`, in words."""
+    micro, batch = config.micro_batch_size, config.batch_size
+    if batch is None:
+        return ()
+    told = f"batch_size {batch} is samples per GPU per optimizer step (Axolotl takes no notice of it)"
+    if micro == "auto":
+        return (f"{told}; accumulation = {batch} / micro_batch_size",)
+    return (f"{told}: accumulation = {batch} / micro_batch_size {micro} = {batch // micro}",)

@@ -169,7 +169,7 @@ class _Grower:
             self.fail(found, path, f"the YAML tag {found.tag} is not supported", "write the plain value without a tag")
         return kind
 
-    def scalar(self, found: yaml.ScalarNode, path: KeyPath) -> Any:
+    def scalar(self, found: yaml.Node, path: KeyPath) -> Any:
         kind = self.check_tag(found, path, "str", "int", "float", "bool", "null", "merge")
         try:
             return _READ[kind](found.value)

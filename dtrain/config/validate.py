@@ -72,9 +72,8 @@ def _place(tree: Node, error: Any) -> KeyPath:
     path: list[str | int] = []
     here: Any = tree.value
     for part in error["loc"]:
-        if isinstance(here, dict) and part in here:
-            here = here[part].value
-        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+        known = part in here if isinstance(here, dict) else isinstance(here, list) and part in range(len(here))
+        if known:
             here = here[part].value
         elif not (error["type"] == "missing" and part == error["loc"][-1]):
             continue
@@ -112,8 +111,8 @@ _TRUTH = {"true": True, "false": False, "yes": True, "no": False, "on": True, "o
 def _as_int(node: Node) -> Any:
     if isinstance(node.value, float) and node.value.is_integer():
         return int(node.value)
-    if isinstance(node.value, str) and re.fullmatch(r"[-+]?\d{1,18}", node.value):
-        return int(node.value)
+    if isinstance(node.value, str) and re.fullmatch(r"[-+]?\d(_?\d){0,17}", node.value):
+        return int(node.value)  # YAML 1.1 writes 500_000
     return None
 
 
@@ -261,8 +260,7 @@ def section_at(path: KeyPath) -> type[BaseModel] | None:
             else:
                 here = _value_type(here)
         here = _section_in(here) or here
-    found = _section_in(here)
-    return found
+    return _section_in(here)
 
 
 def sections() -> Iterator[tuple[str, type[BaseModel]]]:

@@ -1,0 +1,257 @@
+"""A DeepSpeed config (`deepspeed:`): what it pins, and its "auto" values.
+
+"auto" is no feature of DeepSpeed's: transformers' Trainer fills it (integrations/deepspeed.py), and so do we, by the
+same table. A value that is not "auto" and disagrees with the YAML is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
+
+from dtrain.config.schema import Config
+from dtrain.errors import BadInput, BadInputs
+
+Offload = Literal["none", "cpu", "nvme"]
+
+
+@dataclass(frozen=True)
+class DeepspeedFile:
+    """A DeepSpeed config and what it pins; None: it leaves that to the planner."""
+
+    zero_stage: int | None
+    offload_optimizer: Offload | None
+    offload_params: Offload | None
+    document: Mapping[str, Any]
+
+
+def of(config: Config) -> DeepspeedFile | None:
+    """The DeepSpeed config of a loaded Config (loading has read the file: it is a mapping), or None."""
+    return None if not isinstance(config.deepspeed, dict) else pins(config.deepspeed)
+
+
+def pins(document: Mapping[str, Any]) -> DeepspeedFile:
+    """What a DeepSpeed config says about sharding. No `zero_optimization` is stage 0, no offload section is none."""
+    zero = document.get("zero_optimization")
+    zero = zero if isinstance(zero, Mapping) else {}
+    stage = zero.get("stage", 0)
+    return DeepspeedFile(
+        zero_stage=stage if type(stage) is int and 0 <= stage <= 3 else None,
+        offload_optimizer=_device(zero, "offload_optimizer"),
+        offload_params=_device(zero, "offload_param"),
+        document=document,
+    )
+
+
+def _device(zero: Mapping[str, Any], section: str) -> Offload | None:
+    inside = zero.get(section)
+    device = inside.get("device", "none") if isinstance(inside, Mapping) else "none"
+    return cast(Offload, device) if device in ("none", "cpu", "nvme") else None
+
+
+# --- "auto" -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AutoValues:
+    """What a run really uses, for the "auto" values of a DeepSpeed config. None: not known here, left to DeepSpeed."""
+
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    train_batch_size: int
+    """Sequences per optimizer step over all ranks."""
+    max_grad_norm: float
+    learning_rate: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    bf16: bool
+    fp16: bool
+    warmup_steps: int | None = None
+    total_steps: int | None = None
+    hidden_size: int | None = None
+
+
+def fill_auto(document: Mapping[str, Any], values: AutoValues) -> dict[str, Any]:
+    """The document with every "auto" filled. BadInputs with each value that disagrees with the config."""
+    filled: dict[str, Any] = json.loads(json.dumps(document))
+    errors = []
+    for key, value in _expected(values).items():
+        around, last = _around(filled, key)
+        if around is None or last not in around:
+            continue
+        if around[last] == "auto":
+            _fill(around, last, value)
+        elif key not in _FREE and not _agree(around[last], value):
+            errors.append(_mismatch(key, around[last], value))
+    errors += [_left_auto(key) for key in _autos(filled, "")]
+    if errors:
+        raise BadInputs(errors)
+    return filled
+
+
+def _expected(values: AutoValues) -> dict[str, Any]:
+    """Dotted key of the document → its value: transformers 5.23 integrations/deepspeed.py, trainer_config_process."""
+    hidden = values.hidden_size
+    return {
+        "train_micro_batch_size_per_gpu": values.micro_batch_size,
+        "gradient_accumulation_steps": values.gradient_accumulation_steps,
+        "train_batch_size": values.train_batch_size,
+        "gradient_clipping": values.max_grad_norm,
+        "optimizer.params.lr": values.learning_rate,
+        "optimizer.params.betas": list(values.betas),
+        "optimizer.params.eps": values.eps,
+        "optimizer.params.weight_decay": values.weight_decay,
+        "scheduler.params.warmup_min_lr": 0,
+        "scheduler.params.warmup_max_lr": values.learning_rate,
+        "scheduler.params.warmup_num_steps": values.warmup_steps,
+        "scheduler.params.total_num_steps": values.total_steps,
+        "bf16.enabled": values.bf16,
+        "fp16.enabled": values.fp16,
+        "zero_optimization.reduce_bucket_size": hidden and hidden * hidden,
+        "zero_optimization.stage3_prefetch_bucket_size": hidden and int(0.9 * hidden * hidden),
+        "zero_optimization.stage3_param_persistence_threshold": hidden and 10 * hidden,
+    }
+
+
+_FREE = {
+    "zero_optimization.reduce_bucket_size",
+    "zero_optimization.stage3_prefetch_bucket_size",
+    "zero_optimization.stage3_param_persistence_threshold",
+}
+"""Filled where "auto"; any other value is as good."""
+
+_SAID_BY = {
+    "train_micro_batch_size_per_gpu": "micro_batch_size", "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "train_batch_size": "global_batch_size", "gradient_clipping": "max_grad_norm",
+    "optimizer.params.lr": "learning_rate",
+    "optimizer.params.betas": "adam_beta1 and adam_beta2", "optimizer.params.eps": "adam_epsilon",
+    "optimizer.params.weight_decay": "weight_decay", "scheduler.params.warmup_max_lr": "learning_rate",
+    "scheduler.params.warmup_num_steps": "warmup_steps", "scheduler.params.total_num_steps": "max_steps",
+    "bf16.enabled": "bf16", "fp16.enabled": "fp16",
+}  # fmt: skip
+
+
+def _around(document: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:
+    *path, last = key.split(".")
+    here: Any = document
+    for part in path:
+        here = here.get(part) if isinstance(here, dict) else None
+    return (here if isinstance(here, dict) else None), last
+
+
+def _fill(around: dict[str, Any], last: str, value: Any) -> None:
+    if value is None:
+        del around[last]
+    else:
+        around[last] = value
+
+
+def _agree(said: Any, value: Any) -> bool:
+    if isinstance(value, list):
+        return isinstance(said, list) and len(said) == len(value) and all(map(_agree, said, value))
+    if isinstance(value, bool) or isinstance(said, bool):
+        return said is value
+    if isinstance(said, int | float) and isinstance(value, int | float):
+        return abs(said - value) <= 1e-12 * max(abs(said), abs(value))
+    return bool(said == value)
+
+
+def _mismatch(key: str, said: Any, value: Any) -> BadInput:
+    ours = _SAID_BY.get(key)
+    meant = "is not known here" if value is None else f"is {value}"
+    message = f"the DeepSpeed config says {said!r}, but {ours or 'what the run uses'} {meant}"
+    return BadInput(message, key=f"deepspeed.{key}", value=said, allowed=value, fix=f'write "auto" for {key}')
+
+
+def _autos(document: Mapping[str, Any], place: str) -> Iterator[str]:
+    for key, value in document.items():
+        here = f"{place}.{key}".removeprefix(".")
+        if isinstance(value, Mapping):
+            yield from _autos(value, here)
+        elif value == "auto" and here != "data_types.keep_in_fp32_modules":  # DeepSpeed's own "auto"
+            yield here
+
+
+def _left_auto(key: str) -> BadInput:
+    return BadInput('"auto" means nothing for this key', key=f"deepspeed.{key}", value="auto", fix="write a value")
+
+
+# --- for the engine -----------------------------------------------------------------------------------------------
+
+
+class Chosen(Protocol):
+    """What is read of the planner's choice (`dtrain.planner.choice.Choice`)."""
+
+    @property
+    def micro_batch_size(self) -> int: ...
+    @property
+    def gradient_accumulation_steps(self) -> int: ...
+    @property
+    def global_batch_size(self) -> int: ...
+    @property
+    def precision(self) -> str: ...
+
+
+_OURS = {
+    "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "gradient_clipping",
+    "bf16.enabled", "fp16.enabled", "optimizer", "scheduler", "zero_optimization.stage",
+    "zero_optimization.offload_optimizer.device", "zero_optimization.offload_param.device",
+}  # fmt: skip
+"""What dtrain tells DeepSpeed (or does) itself; checked to agree, then left out."""
+
+
+def said_by(config: Config, choice: Chosen, world: int, plan: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the person's DeepSpeed config adds to what dtrain writes, "auto" filled; None without one.
+
+    BadInputs where it disagrees with the config. `world` is the number of ranks, `plan` the run's plan.json.
+    """
+    found = of(config)
+    if found is None:
+        return None
+    filled = fill_auto(found.document, auto_values(config, choice, plan))
+    _check_kinds(filled, config)
+    for key in _OURS:
+        around, last = _around(filled, key)
+        if around is not None:
+            around.pop(last, None)
+    return {key: value for key, value in filled.items() if value != {}}
+
+
+def auto_values(config: Config, choice: Chosen, plan: Mapping[str, Any]) -> AutoValues:
+    """The run's values, from what the person said and what the planner chose."""
+    return AutoValues(
+        micro_batch_size=choice.micro_batch_size,
+        gradient_accumulation_steps=choice.gradient_accumulation_steps,
+        train_batch_size=choice.global_batch_size,
+        max_grad_norm=config.max_grad_norm,
+        learning_rate=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+        bf16=choice.precision == "bf16",
+        fp16=choice.precision == "fp16",
+        warmup_steps=config.warmup_steps,
+        total_steps=plan.get("schedule", {}).get("steps"),
+        hidden_size=plan.get("model", {}).get("hidden_size"),
+    )
+
+
+_OPTIMIZERS = {"adam": "adamw", "adamw": "adamw", "lion": "lion", "muon": "muon", "sgd": "sgd"}
+_SCHEDULERS = {"WarmupDecayLR": "linear", "WarmupLR": "constant_with_warmup", "WarmupCosineLR": "cosine"}
+
+
+def _check_kinds(document: Mapping[str, Any], config: Config) -> None:
+    """The optimizer and scheduler of the document must be those of the config, which are the ones that run."""
+    errors = []
+    optimizer, scheduler = (document.get(key) or {} for key in ("optimizer", "scheduler"))
+    kind = str(optimizer.get("type", ""))
+    if kind and _OPTIMIZERS.get(kind.lower(), "?") not in config.optimizer:
+        errors.append(_mismatch("optimizer.type", kind, config.optimizer))
+    kind = str(scheduler.get("type", ""))
+    if kind and _SCHEDULERS.get(kind) != config.lr_scheduler:
+        errors.append(_mismatch("scheduler.type", kind, config.lr_scheduler))
+    if errors:
+        raise BadInputs(errors)

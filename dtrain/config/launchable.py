@@ -1,0 +1,61 @@
+"""What `launch` cannot do yet although a plan can count it. A line goes when support lands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dtrain.config.origins import Loaded
+from dtrain.config.tree import error_at
+from dtrain.errors import BadInput
+
+
+def _is_set(value: Any) -> bool:
+    return value is not None and value is not False
+
+
+def _above_one(value: Any) -> bool:
+    return bool(value > 1)
+
+
+def _one_of(*values: str) -> Callable[[Any], bool]:
+    return lambda value: value in values
+
+
+def _not_of(*values: str) -> Callable[[Any], bool]:
+    return lambda value: value not in values
+
+
+NOT_YET: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # key, what launch cannot do with it, what it can
+    ("plan_as", _is_set, "leave plan_as out: it describes another framework, to plan for it"),
+    ("adapter", _is_set, "leave adapter out: every weight is trained"),
+    ("load_in_4bit", _is_set, "load_in_4bit: false"),
+    ("load_in_8bit", _is_set, "load_in_8bit: false"),
+    ("sequence_parallel_size", _above_one, "sequence_parallel_size: 1"),
+    ("tensor_parallel_size", _above_one, "tensor_parallel_size: 1"),
+    ("tiled_mlp", _is_set, "tiled_mlp: false"),
+    ("torch_compile", _is_set, "torch_compile: false"),
+    ("fp8", _is_set, "fp8: false, and bf16: auto"),
+    ("gradient_checkpointing", _one_of("selective", "offload"), "gradient_checkpointing: full"),
+    ("cross_entropy", _one_of("compiled", "fused"), "cross_entropy: auto"),
+    ("attention", _one_of("flex", "flash_attention_3"), "attention: auto"),
+    ("offload_optimizer", _one_of("nvme"), "offload_optimizer: cpu"),
+    ("offload_params", _one_of("nvme"), "offload_params: cpu"),
+    (
+        "optimizer",
+        _not_of("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "sgd"),
+        "optimizer: adamw_torch, adamw_torch_fused, adamw_bnb_8bit or sgd",
+    ),
+)
+
+
+def launch_refusals(loaded: Loaded) -> list[BadInput]:
+    """An error for each key that `plan` understands and `launch` would not honour; empty when it can start."""
+    found = []
+    for key, refused, instead in NOT_YET:
+        value = getattr(loaded.config, key)
+        if refused(value):
+            told = value if isinstance(value, str | int | bool) else None
+            message = "dtrain can plan for this, but launch cannot run it yet"
+            found.append(error_at(loaded.origin(key), key, message, value=told, fix=instead))
+    return found
