@@ -47,7 +47,7 @@ def space_of(loaded: Loaded, profile: Profile, facts: ModelFacts) -> Space:
     if errors:
         raise BadInputs(errors)
     return Space(
-        zero_stages=_stages(config, profile),
+        zero_stages=_stages(loaded, profile),
         offload_optimizer=_offload_optimizer(config, profile),
         offload_params=_offload_params(config, profile),
         checkpointing=("none", "full") if config.gradient_checkpointing == "auto" else (config.gradient_checkpointing,),
@@ -64,14 +64,16 @@ def _said(config: Config) -> frozenset[str]:
     return frozenset(said | ({"micro_batch_size"} if config.micro_batch_size != "auto" else set()))
 
 
-def _stages(config: Config, profile: Profile) -> tuple[int, ...]:
+def _stages(loaded: Loaded, profile: Profile) -> tuple[int, ...]:
+    """Stage 0 only in fp32: DeepSpeed sums 16-bit gradients of micro-batches in 16 bits there."""
+    config = loaded.config
     if config.plan_as is not None and config.plan_as.sharding is not None:
         return ({"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3, "ddp": 0}[config.plan_as.sharding],)
     if config.zero_stage != "auto":
         return (config.zero_stage,)
-    if config.adapter == "qlora":  # quantised weights cannot be sharded element by element
-        return (0, 1, 2)
-    return (0, 1, 2, 3)
+    lowest = 0 if precision_of(loaded, profile) in ("fp32", "tf32") else 1
+    highest = 2 if config.adapter == "qlora" else 3  # quantised weights cannot be sharded element by element
+    return tuple(range(lowest, highest + 1))
 
 
 def _offload_optimizer(config: Config, profile: Profile) -> tuple[Offload, ...]:

@@ -86,6 +86,7 @@ class Plan:
             "reasons": list(self.reasons),
             "model": {
                 "name": self.facts.name,
+                "hidden_size": self.facts.hidden_size,
                 "parameters": self.facts.parameters,
                 "trainable_parameters": self.trainable_parameters,
             },

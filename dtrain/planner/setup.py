@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from dtrain.config.schema import Config, PlanAs
 from dtrain.hardware.profiles import Profile
@@ -59,10 +59,14 @@ class Dtypes:
 
 @dataclass(frozen=True)
 class ZeroBuckets:
-    """Sizes of DeepSpeed's buffers, in elements, as dtrain writes them into the engine's config."""
+    """Sizes of DeepSpeed's buffers, in elements, as dtrain writes them into the engine's config.
 
-    reduce: int = 500_000_000
-    allgather: int = 500_000_000
+    DeepSpeed's own default is 5e8 for reduce and allgather: 2 GB of buffers, where 100 MB messages already saturate a
+    link (transformers' "auto" is hidden², 1.7e7 for 4096).
+    """
+
+    reduce: int = 100_000_000
+    allgather: int = 200_000_000
     prefetch: int = 50_000_000
     persistence: int = 100_000
     """Parameters smaller than this are never sharded at stage 3."""
@@ -249,6 +253,7 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
         packed=config.sample_packing,
         offload_optimizer=choice.offload_optimizer,
         offload_params=choice.offload_params,
+        buckets=zero_buckets(config, facts),
         eval_micro_batch_size=eval_micro_batch(config, choice),
         gradient_clipping=config.max_grad_norm > 0,
     )
@@ -274,6 +279,30 @@ def _frozen_dtype(config: Config, compute: Dtype) -> Dtype:
     if config.adapter == "qlora" or config.load_in_4bit:
         return "nf4"
     return "int8" if config.load_in_8bit else compute
+
+
+def zero_buckets(config: Config, facts: ModelFacts) -> ZeroBuckets:
+    """Ours, or what the person's DeepSpeed config says; its "auto" is transformers' rule (axolotl_keys.md 7.10)."""
+    document = config.deepspeed if isinstance(config.deepspeed, dict) else {}
+    zero = document.get("zero_optimization") or {}
+    ours = ZeroBuckets()
+    hidden = facts.hidden_size
+    overlap = zero.get("overlap_comm")
+    return ZeroBuckets(
+        reduce=_elements(zero, "reduce_bucket_size", ours.reduce, hidden * hidden),
+        allgather=_elements(zero, "allgather_bucket_size", ours.allgather, ours.allgather),
+        prefetch=_elements(zero, "stage3_prefetch_bucket_size", ours.prefetch, int(0.9 * hidden * hidden)),
+        persistence=_elements(zero, "stage3_param_persistence_threshold", ours.persistence, 10 * hidden),
+        max_live=_elements(zero, "stage3_max_live_parameters", ours.max_live, ours.max_live),
+        overlap=overlap if isinstance(overlap, bool) else ours.overlap,
+    )
+
+
+def _elements(zero: Mapping[str, Any], key: str, ours: int, automatic: int) -> int:
+    value = zero.get(key)
+    if value == "auto":
+        return automatic
+    return int(value) if isinstance(value, int | float) and value >= 0 else ours
 
 
 def adapter_spec(config: Config, facts: ModelFacts) -> AdapterSpec | None:

@@ -1,0 +1,48 @@
+"""`dtrain plan FILE --profile P`: every number before anything starts, without torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command("plan")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--profile", "profile_name", default="auto", show_default=True, help="The machine: a100x8, 4090x1, cpu, …"
+)
+@click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a key of FILE, as --set a.b=c; repeatable."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")
+def command(file: Path, profile_name: str, sets: tuple[str, ...], as_json: bool) -> None:
+    """Does it fit, how fast, how long, what does it cost: told before a cent is spent.
+
+    \b
+    dtrain plan configs/storyteller.yaml --profile a100x8
+    dtrain plan my.yaml --profile 4090x1 --set sequence_len=4096 --json
+
+    Needs no GPU and no torch. Exit code 3 when it does not fit, with the nearest changes that would.
+    """
+    from dtrain.config.load import load
+    from dtrain.hardware import larger_profiles, resolve_profile
+    from dtrain.models import load_facts
+    from dtrain.planner.nearest import ways_out
+    from dtrain.planner.plan import make_plan
+
+    loaded = load(file, sets)
+    profile = resolve_profile(profile_name)
+    facts = load_facts(loaded.config.base_model)
+    plan = make_plan(loaded, profile, facts)
+    ways = [] if plan.fits else ways_out(plan, loaded, facts, larger_profiles(profile))
+    if as_json:
+        document = plan.as_json() | ({"ways_out": [way.as_json() for way in ways]} if not plan.fits else {})
+        click.echo(json.dumps(document, indent=2))
+    else:
+        from dtrain.show.plan import print_plan
+
+        print_plan(plan, ways)
+    sys.exit(0 if plan.fits else 3)
