@@ -71,7 +71,11 @@ class Launcher(Protocol):
     name: str
 
     def check(self, job: Job | None = None) -> list[str]:
-        """What would stop a submit, a line each; empty means ready. Spends nothing."""
+        """What would stop a submit, a line each; empty means ready. Spends nothing.
+
+        With a job it may raise instead, where another code than 5 tells more: `BadInput` (a machine cannot be what the
+        profile says), `PartMissing` (an extra is not installed). Without one it only lists.
+        """
 
     def render(self, job: Job) -> Rendered:
         """Pure: the files, commands and price of a submit."""
@@ -86,3 +90,10 @@ class Launcher(Protocol):
 
     def cancel(self, handle: Handle) -> None:
         """Stop it, letting it save first. Idempotent; returns when nothing is running or billed any more."""
+
+
+@runtime_checkable
+class CanKill(Protocol):
+    """An ability: end a run without letting it save. What a second Ctrl-C asks for."""
+
+    def kill(self, handle: Handle) -> None: ...

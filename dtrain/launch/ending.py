@@ -1,0 +1,84 @@
+"""How a run ended, and what a next life may go on from."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dtrain.files import read_json, write_json
+from dtrain.launch.api import RunState
+from dtrain.paths import RunPaths
+
+DONE, FAILED, INTERRUPTED = 0, 1, 75
+
+
+@dataclass(frozen=True)
+class Ending:
+    """exit.json."""
+
+    code: int
+    reason: str
+    """One line for people."""
+    step: int
+    """Optimizer steps done."""
+    ended: float
+    """Seconds since 1970."""
+    rank: int | None = None
+    """The rank that failed first."""
+
+    @classmethod
+    def now(cls, paths: RunPaths, code: int, reason: str, rank: int | None = None) -> Ending:
+        return cls(code, reason, step_reached(paths), round(time.time(), 3), rank)
+
+    def write(self, paths: RunPaths) -> None:
+        write_json(paths.exit, {"schema_version": 1, **asdict(self)})
+
+    @classmethod
+    def read(cls, paths: RunPaths) -> Ending | None:
+        told = read_or_none(paths.exit)
+        if told is None:
+            return None
+        return cls(told["code"], told["reason"], told["step"], told["ended"], told.get("rank"))
+
+    @property
+    def state(self) -> RunState:
+        if self.code == DONE:
+            return "done"
+        return "interrupted" if self.code == INTERRUPTED else "failed"
+
+
+def read_or_none(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no such file. Files are whole or absent: a broken one was damaged."""
+    try:
+        document: dict[str, Any] = read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return document
+
+
+def step_reached(paths: RunPaths) -> int:
+    """Optimizer steps done, as far as rank 0 told: state.json is up to half a second old."""
+    state = read_or_none(paths.state) or {}
+    return max(int(state.get("step") or 0), last_checkpoint(paths) or 0)
+
+
+def put_aside(paths: RunPaths) -> None:
+    """Move what the run's last life left (exit.json, state.json, error files) to past/N: a new one can begin."""
+    left = [paths.exit, paths.state, paths.supervisor, paths.report, *paths.logs.glob("*.error.json")]
+    left = [path for path in left if path.exists()]
+    if not left:
+        return
+    number = 1 + sum(1 for _ in paths.past.glob("*"))
+    folder = paths.past / str(number)
+    folder.mkdir(parents=True)
+    for path in left:
+        path.replace(folder / path.name)
+
+
+def last_checkpoint(paths: RunPaths) -> int | None:
+    """The step of the newest whole checkpoint."""
+    manifests = paths.checkpoints.glob("step-*/manifest.json")
+    steps = [int(path.parent.name.removeprefix("step-")) for path in manifests]
+    return max(steps, default=None)

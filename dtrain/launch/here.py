@@ -1,0 +1,105 @@
+"""A run on this machine, for launchers: start its supervisor, ask how it stands, read its logs, stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+from dtrain.errors import LauncherRefused
+from dtrain.launch import runlogs
+from dtrain.launch.api import Status
+from dtrain.launch.ending import Ending
+from dtrain.launch.process import end_run_processes
+from dtrain.launch.spec import LaunchSpec
+from dtrain.launch.standing import Supervisor, folder_status
+from dtrain.paths import RunPaths
+
+START_SECONDS = 60.0
+"""A supervisor is up in a tenth of a second; a loaded machine may take longer."""
+POLL_SECONDS = 0.02
+
+
+def supervise_command(paths: RunPaths) -> tuple[str, ...]:
+    return (sys.executable, "-P", "-m", "dtrain.launch.supervise", str(paths.output))
+
+
+def start(paths: RunPaths) -> None:
+    """Start the supervisor of a complete run folder, detached; returns once it watches. A second start does nothing."""
+    if was_started(paths):
+        return
+    paths.logs.mkdir(parents=True, exist_ok=True)
+    child = _spawn(paths)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if was_started(paths):
+            return
+        if child is not None and _has_ended(child):
+            child = None
+            deadline = min(deadline, time.monotonic() + 5)  # another one may just be starting
+        time.sleep(POLL_SECONDS)
+    said = "\n  ".join(runlogs.last_lines(paths.launch_log, 10))
+    raise LauncherRefused(f"the supervisor of the run did not start\n  {said}", file=str(paths.launch_log))
+
+
+def was_started(paths: RunPaths) -> bool:
+    """It runs, or it has ended; a lost run may be started again."""
+    return Ending.read(paths) is not None or _is_running(paths)
+
+
+def _spawn(paths: RunPaths) -> int | None:
+    """In its own session: it outlives this process and its terminal."""
+    log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    files = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(paths.launch_log), log_flags, 0o644),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    return os.posix_spawn(sys.executable, supervise_command(paths), os.environ, file_actions=files, setsid=True)
+
+
+def _has_ended(child: int) -> bool:
+    with contextlib.suppress(ChildProcessError):
+        return os.waitpid(child, os.WNOHANG)[0] == child
+    return True
+
+
+def _is_running(paths: RunPaths) -> bool:
+    supervisor = Supervisor.read(paths)
+    return supervisor is not None and supervisor.is_of_this_machine and supervisor.is_running
+
+
+def status(paths: RunPaths) -> Status:
+    """From the folder. `start` returns only when a supervisor watches, so a folder without one was never started."""
+    return folder_status(paths) or Status("lost", None, "it was never started on this machine")
+
+
+def logs(paths: RunPaths, follow: bool, rank: int | None = None) -> Iterator[str]:
+    return runlogs.merged(paths, follow, lambda: status(paths).state != "running", rank)
+
+
+def stop(paths: RunPaths, run_id: str, *, at_once: bool = False) -> None:
+    """End the run, letting it save first unless `at_once`. Returns when no process of it is left; may be repeated."""
+    supervisor = Supervisor.read(paths)
+    if supervisor is not None and supervisor.is_of_this_machine and supervisor.is_running:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(supervisor.pid, signal.SIGQUIT if at_once else signal.SIGTERM)
+        patience = 15.0 if at_once else LaunchSpec.read(paths).grace_seconds + 15
+        _wait_until_gone(paths, patience)
+        if _is_running(paths):  # it does not answer
+            os.kill(supervisor.pid, signal.SIGKILL)
+    left = end_run_processes(run_id)
+    if left:
+        pids = ", ".join(str(process.pid) for process in left)
+        raise LauncherRefused(
+            f"processes of the run cannot be killed: {pids}", fix="look at them with ps -o pid,stat,cmd"
+        )
+
+
+def _wait_until_gone(paths: RunPaths, patience_seconds: float) -> None:
+    deadline = time.monotonic() + patience_seconds
+    while _is_running(paths) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)

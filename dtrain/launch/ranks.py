@@ -1,0 +1,111 @@
+"""The ranks of one machine as processes: which pid is which rank, and how each of them ended."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass, field
+
+from dtrain.files import read_json
+from dtrain.launch.ending import FAILED, INTERRUPTED
+from dtrain.launch.process import Process, children, environment, look
+from dtrain.paths import RunPaths
+
+SEEN_LATE_SECONDS = 0.1
+"""A death is seen up to this long after it happened; other ranks' complaints about it may be older than the sight."""
+
+
+@dataclass
+class Rank:
+    number: int
+    process: Process
+    ended: float | None = None
+    """When it was seen dead, seconds since 1970."""
+    exit_code: int | None = None
+    """None while it lives, and when torchrun took the code before it was read."""
+
+    def look_again(self) -> None:
+        now = look(self.process.pid)
+        gone = now is None or now.start_ticks != self.process.start_ticks
+        if self.ended is None and (gone or (now is not None and not now.running)):
+            self.ended = time.time()
+            self.exit_code = None if gone or now is None else now.exit_code
+
+
+@dataclass
+class Ranks:
+    """Children of one torchrun."""
+
+    expected: int
+    seen: dict[int, Rank] = field(default_factory=dict)
+
+    def update(self, torchrun_pid: int) -> None:
+        if len(self.seen) < self.expected:
+            self._find(torchrun_pid)
+        for rank in self.seen.values():
+            if rank.ended is None:
+                rank.look_again()
+
+    def _find(self, torchrun_pid: int) -> None:
+        known = {rank.process.pid for rank in self.seen.values()}
+        for process in children(torchrun_pid):
+            number = environment(process.pid).get("RANK") if process.pid not in known else None
+            if number is not None:
+                self.seen[int(number)] = Rank(int(number), process)
+
+    @property
+    def alive(self) -> list[Rank]:
+        return [rank for rank in self.seen.values() if rank.ended is None]
+
+    @property
+    def all_ended(self) -> bool:
+        return len(self.seen) == self.expected and not self.alive
+
+    def failed(self, excused: frozenset[int]) -> list[Rank]:
+        """Ranks that ended with another code than 0 or an excused one."""
+        fine = excused | {0, None}
+        return [rank for rank in self.seen.values() if rank.ended is not None and rank.exit_code not in fine]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a rank ended, for exit.json."""
+
+    rank: int
+    code: int
+    reason: str
+    when: float
+
+
+def failure_of(rank: Rank, paths: RunPaths) -> Failure:
+    """In the rank's own words where it left some, else from its exit code or signal."""
+    seen = (rank.ended or time.time()) - SEEN_LATE_SECONDS
+    try:
+        told = read_json(paths.rank_error(rank.number))
+    except (OSError, ValueError):
+        return Failure(rank.number, FAILED, f"rank {rank.number} {how_it_ended(rank.exit_code)}", seen)
+    code = told.get("code") or FAILED
+    return Failure(rank.number, code, f"rank {rank.number}: {told.get('message')}", told.get("time") or seen)
+
+
+def first_failure(failed: list[Rank], paths: RunPaths) -> Failure:
+    """The one that came first: the others mostly complain that it is gone."""
+    return min((failure_of(rank, paths) for rank in failed), key=lambda failure: failure.when)
+
+
+def how_it_ended(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "ended without a word"
+    if exit_code >= 0:
+        return f"ended with exit code {exit_code}"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    hint = " (the kernel does that when memory runs out: see dmesg)" if exit_code == -signal.SIGKILL else ""
+    return f"was killed by {name}{hint}"
+
+
+def was_interrupted(ranks: list[Rank]) -> bool:
+    """Some rank left because it was told to, by whomever."""
+    return any(rank.exit_code == INTERRUPTED for rank in ranks)

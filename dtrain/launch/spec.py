@@ -1,0 +1,126 @@
+"""launch.json: all that a supervisor starts, decided before it starts. What `--dry-run` prints is what is read here."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from dtrain.errors import RunFailed
+from dtrain.files import read_json
+from dtrain.launch.api import Job
+from dtrain.launch.process import RUN_MARK, usable_cores
+from dtrain.paths import RunPaths
+
+DEFAULT_GRACE_SECONDS = 120.0
+"""How long ranks may take to finish a step and save once they are told to stop."""
+
+MONITOR_SECONDS = 5.0
+"""torchrun looks after its ranks only this often. The supervisor sees a dead rank first and ends the run itself, in
+seconds: torchrun would wait half a minute for the other ranks. In between a dead rank keeps its exit code in /proc."""
+
+_OF_ANOTHER_RUN = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "TORCHRUN_")
+"""What torchrun tells its ranks; a launch from inside another run must not hand it on."""
+
+ANY_FREE_PORT = "127.0.0.1:0"
+
+
+@dataclass(frozen=True)
+class LaunchSpec:
+    """What one machine runs for a run."""
+
+    run_id: str
+    prepare: tuple[str, ...]
+    """The command that tokenises the data, started beside the ranks; empty where another machine does it."""
+    ranks: tuple[str, ...]
+    """The torchrun command."""
+    ranks_per_node: int
+    device: Literal["cuda", "cpu"]
+    working_directory: str
+    """Where the run was launched: relative paths of the config mean this folder."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Wins over what `environment` fills in."""
+    grace_seconds: float = DEFAULT_GRACE_SECONDS
+
+    def as_json(self) -> dict[str, Any]:
+        return {"schema_version": 1, **asdict(self)}
+
+    def as_text(self) -> str:
+        return json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def read(cls, paths: RunPaths) -> LaunchSpec:
+        try:
+            told = read_json(paths.launch)
+            known = {one.name: told[one.name] for one in fields(cls)}
+        except (OSError, ValueError, KeyError) as error:
+            raise RunFailed("launch.json cannot be read", file=str(paths.launch), value=str(error)) from None
+        return replace(cls(**known), prepare=tuple(known["prepare"]), ranks=tuple(known["ranks"]))
+
+
+def prepare_command(folder: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "dtrain.data.prepare", folder)
+
+
+def worker_arguments(folder: str) -> tuple[str, ...]:
+    """What torchrun starts on each rank, behind its own flags."""
+    return ("-m", "dtrain", "train", folder)
+
+
+def torchrun_command(job: Job, port: int | None = None) -> tuple[str, ...]:
+    """One node. Without a port torchrun binds a free one itself, so no other program can take it in between."""
+    return (
+        sys.executable, "-m", "torch.distributed.run",
+        "--nnodes", "1", "--nproc-per-node", str(job.ranks_per_node), "--max-restarts", "0",
+        "--monitor-interval", str(MONITOR_SECONDS),
+        "--rdzv-backend", "c10d", "--rdzv-id", job.run_id, "--local-addr", "127.0.0.1",
+        "--rdzv-endpoint", f"127.0.0.1:{port}" if port else ANY_FREE_PORT,
+        *worker_arguments(str(job.folder)),
+    )  # fmt: skip
+
+
+def with_free_port(ranks: tuple[str, ...]) -> tuple[str, ...]:
+    """The same torchrun command at whatever port is free."""
+    place = ranks.index("--rdzv-endpoint") + 1
+    return (*ranks[:place], ANY_FREE_PORT, *ranks[place + 1 :])
+
+
+def spec_for(
+    job: Job,
+    *,
+    grace_seconds: float = DEFAULT_GRACE_SECONDS,
+    port: int | None = None,
+    env: Mapping[str, str] | None = None,
+) -> LaunchSpec:
+    """The run on one machine, started from the current folder."""
+    return LaunchSpec(
+        run_id=job.run_id,
+        prepare=prepare_command(str(job.folder)),
+        ranks=torchrun_command(job, port),
+        ranks_per_node=job.ranks_per_node,
+        device=job.device,
+        working_directory=os.getcwd(),
+        env={**job.env, **(env or {})},
+        grace_seconds=grace_seconds,
+    )
+
+
+def environment(spec: LaunchSpec, outer: Mapping[str, str]) -> dict[str, str]:
+    """What the run's processes see: explicit defaults, over them the caller's environment, then the spec's own."""
+    defaults = {
+        "OMP_NUM_THREADS": str(max(1, usable_cores() // spec.ranks_per_node)),
+        # one machine: its loopback always works, while a host name may not resolve
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    # a file in the working directory must not be taken for a library of the same name
+    fixed = {RUN_MARK: spec.run_id, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+    if spec.device == "cpu":
+        fixed |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    kept = {name: value for name, value in outer.items() if not name.startswith(_OF_ANOTHER_RUN)}
+    return {**defaults, **kept, **fixed, **spec.env}

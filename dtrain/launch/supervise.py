@@ -1,0 +1,254 @@
+"""What every launcher starts on a machine: `python -m dtrain.launch.supervise RUN_FOLDER`.
+
+Starts the data preparation and torchrun side by side, passes a request to stop on to the ranks and gives them time to
+save, notices within a moment when one of them dies, leaves no process behind, and writes exit.json last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from dtrain.errors import DtrainError
+from dtrain.files import read_json
+from dtrain.launch import guard
+from dtrain.launch.ending import DONE, FAILED, INTERRUPTED, Ending, last_checkpoint, put_aside, step_reached
+from dtrain.launch.process import adopt_orphans, die_with_parent, end_run_processes, send
+from dtrain.launch.ranks import Ranks, first_failure, how_it_ended, was_interrupted
+from dtrain.launch.spec import LaunchSpec, environment, with_free_port
+from dtrain.launch.standing import Supervisor
+from dtrain.paths import RunPaths
+
+TICK_SECONDS = 0.05
+LAST_WORDS_SECONDS = 0.5
+"""After the first dead rank, so that the others' error files tell who was really first."""
+PORT_TRIES = 5
+ALREADY_RUN = 3
+"""This process's own exit code when another supervisor holds the run, or it has ended; nothing was started."""
+
+
+class StopRequests:
+    """SIGTERM or SIGINT asks the ranks to save and leave. SIGQUIT, or a second SIGINT, ends them at once.
+
+    A second SIGTERM does nothing more: `dtrain stop` typed twice must not cost the checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.at_once = False
+        self.first: float | None = None
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, self._heard)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the client's terminal may close; the run goes on
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        self.at_once = number == signal.SIGQUIT or (number == signal.SIGINT and self.asked) or self.at_once
+        self.asked = True
+        self.note()
+
+    def note(self) -> None:
+        """The run is stopping, by our signal or because a rank was told directly."""
+        if self.first is None:
+            self.first = time.monotonic()
+
+    def overdue(self, grace_seconds: float) -> bool:
+        return self.first is not None and time.monotonic() - self.first > grace_seconds
+
+
+class Supervision:
+    """One life of a run on this machine, from the first process to its ending."""
+
+    def __init__(self, paths: RunPaths, spec: LaunchSpec, stop: StopRequests) -> None:
+        self.paths = paths
+        self.spec = spec
+        self.stop = stop
+        self.env = environment(spec, os.environ)
+        self.command = spec.ranks
+        self.ranks = Ranks(spec.ranks_per_node)
+        self.told: set[int] = set()
+        """Pids that were asked to stop: a second signal would make a rank leave without saving."""
+        self.port_tries = 0
+
+    def run(self) -> Ending:
+        self.prepare = self._start(self.spec.prepare) if self.spec.prepare else None
+        self._start_torchrun()
+        while True:
+            self.ranks.update(self.torchrun.pid)
+            ending = self._ending()
+            if ending is not None:
+                return ending
+            time.sleep(TICK_SECONDS)
+
+    def _start(self, command: tuple[str, ...]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, env=self.env, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
+
+    def _start_torchrun(self) -> None:
+        sys.stdout.flush()
+        self.log_begins = self.paths.launch_log.stat().st_size
+        self.torchrun = self._start(self.command)
+
+    def _ending(self) -> Ending | None:
+        """How the run ended, or None while it goes on. The order matters: a cause comes before its effects."""
+        return (
+            self._killed_on_request()
+            or self._prepare_failed()
+            or self._rank_failed()
+            or self._finished()
+            or self._stopping()
+        )
+
+    def _killed_on_request(self) -> Ending | None:
+        if self.stop.at_once:
+            return self._interrupted("killed on request, without saving")
+        if self.stop.overdue(self.spec.grace_seconds):
+            return self._interrupted(f"did not stop within {self.spec.grace_seconds:g} s and was killed")
+        return None
+
+    def _prepare_failed(self) -> Ending | None:
+        code = self.prepare.poll() if self.prepare is not None else None
+        if code in (None, 0) or self.stop.first is not None:
+            return None
+        try:
+            told = read_json(self.paths.prepare_error)
+        except (OSError, ValueError):
+            return Ending.now(self.paths, FAILED, f"preparing the data: the process {how_it_ended(code)}")
+        return Ending.now(self.paths, told.get("code") or FAILED, f"preparing the data: {told.get('message')}")
+
+    def _rank_failed(self) -> Ending | None:
+        excused = {INTERRUPTED}
+        if self.stop.first is not None:
+            excused.add(-signal.SIGTERM)  # told before it could listen
+        if not self.ranks.failed(frozenset(excused)):
+            return None
+        deadline = time.monotonic() + LAST_WORDS_SECONDS
+        while self.ranks.alive and time.monotonic() < deadline:
+            time.sleep(TICK_SECONDS)
+            self.ranks.update(self.torchrun.pid)
+        failure = first_failure(self.ranks.failed(frozenset(excused)), self.paths)
+        return Ending.now(self.paths, failure.code, failure.reason, failure.rank)
+
+    def _finished(self) -> Ending | None:
+        if self.ranks.all_ended:
+            ranks = list(self.ranks.seen.values())
+            if all(rank.exit_code == 0 for rank in ranks):
+                return Ending.now(self.paths, DONE, "done")
+            if self.stop.first is not None or was_interrupted(ranks):
+                return self._interrupted("stopped on request")
+        code = self.torchrun.poll()
+        if code is None:
+            return None
+        return self._torchrun_ended(code)
+
+    def _torchrun_ended(self, code: int) -> Ending | None:
+        """It outlives its ranks, so here it failed by itself, or took the exit code of a rank before it was read."""
+        if self.stop.first is not None:
+            return self._interrupted("stopped on request")
+        if code == 0:
+            return Ending.now(self.paths, DONE, "done")
+        if not self.ranks.seen and self.port_tries < PORT_TRIES and self._port_was_taken():
+            self.port_tries += 1
+            print("[dtrain] that port is taken: trying again with a free one", flush=True)
+            self.command = with_free_port(self.command)
+            self._start_torchrun()
+            return None
+        unread = [rank.number for rank in self.ranks.seen.values() if rank.exit_code is None and rank.ended is not None]
+        rank = unread[0] if unread and code > 0 else None
+        who = f"rank {rank} ended unexpectedly" if rank is not None else f"torchrun {how_it_ended(code)}"
+        return Ending.now(self.paths, FAILED, f"{who}; see {self.paths.launch_log.name}", rank)
+
+    def _port_was_taken(self) -> bool:
+        with self.paths.launch_log.open("rb") as stream:
+            stream.seek(self.log_begins)
+            said = stream.read().lower()
+        return b"address already in use" in said or b"eaddrinuse" in said
+
+    def _stopping(self) -> Ending | None:
+        """Pass a request on to each rank once. Not to torchrun: it would kill them after half a minute."""
+        if any(rank.exit_code == INTERRUPTED for rank in self.ranks.seen.values()):
+            self.stop.note()  # somebody told the ranks directly; they all heard it, and go on to save
+            return None
+        if not self.stop.asked:
+            return None
+        if not self.ranks.seen:
+            return self._interrupted("stopped before training began")
+        fresh = [rank.process for rank in self.ranks.alive if rank.process.pid not in self.told]
+        send(fresh, signal.SIGTERM)
+        self.told |= {process.pid for process in fresh}
+        return None
+
+    def _interrupted(self, how: str) -> Ending:
+        saved = last_checkpoint(self.paths)
+        step = step_reached(self.paths)
+        kept = f"the checkpoint of step {saved} is kept" if saved is not None else "no checkpoint was saved yet"
+        return Ending.now(self.paths, INTERRUPTED, f"{how} at step {step}; {kept}")
+
+
+def supervise(paths: RunPaths, spec: LaunchSpec, stop: StopRequests) -> Ending:
+    """Run it to its end, sweep, and write exit.json."""
+    try:
+        os.chdir(spec.working_directory)
+        ending = Supervision(paths, spec, stop).run()
+    except (DtrainError, OSError) as error:
+        print(f"[dtrain] {error}", flush=True)
+        ending = Ending.now(paths, FAILED, f"the supervisor: {error}")
+    left = end_run_processes(spec.run_id, below=os.getpid())
+    for process in left:
+        print(f"[dtrain] process {process.pid} cannot be killed (state {process.state})", flush=True)
+    ending.write(paths)
+    print(f"[dtrain] run {spec.run_id}: {ending.reason} (exit code {ending.code})", flush=True)
+    return ending
+
+
+def lock(paths: RunPaths) -> int | None:
+    """The run's lock, held while this process lives; None when another supervisor holds it."""
+    handle = os.open(paths.supervisor_lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def own_session() -> None:
+    """Signals of the client's terminal do not reach this process; its output goes to launch.log."""
+    with contextlib.suppress(PermissionError):  # it leads its session or group already
+        os.setsid()
+
+
+def speak_into(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+
+
+def main(arguments: list[str]) -> int:
+    paths = RunPaths.of(Path(arguments[0]).absolute())
+    held = lock(paths)
+    if held is None or paths.exit.exists():
+        return ALREADY_RUN
+    own_session()
+    put_aside(paths)
+    speak_into(paths.launch_log)
+    spec = LaunchSpec.read(paths)
+    guard.start(spec.run_id, close=(held,))
+    adopt_orphans()
+    stop = StopRequests()
+    stop.listen()
+    Supervisor.here(spec.run_id).write(paths)  # from here on the run counts as started
+    return supervise(paths, spec, stop).code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
