@@ -173,6 +173,9 @@ _HARMLESS: tuple[tuple[str, str], ...] = (
         axolotl_config_path capabilities env_capabilities tokenizer_save_jinja_files"""),
 )  # fmt: skip
 
+UNKNOWN_TO_AXOLOTL = "nothing would have changed: Axolotl drops it in silence too"
+"""Keys in its own example files that its schema does not know (checked by running)."""
+
 _OTHER_TRAINING = "leave it out, or train this file with Axolotl"
 _REFUSED: tuple[tuple[str, str, str], ...] = (  # what would have happened, what to do, the keys
     ("plain supervised training would have run", "dtrain trains on the next token only; " + _OTHER_TRAINING, """
@@ -245,7 +248,7 @@ _REFUSED: tuple[tuple[str, str, str], ...] = (  # what would have happened, what
     ("the run would have started here", "say where at the command line: --profile and --on; options go under launchers",
         """use_ray provider gpu gpu_count node_count volumes branch dockerfile_commands memory timeout
         memory_preprocess timeout_preprocess secrets project_name"""),
-    ("nothing would have changed: Axolotl drops it in silence too", "leave it out", """
+    (UNKNOWN_TO_AXOLOTL, "leave it out", """
         gptq_groupsize gptq_model_v1 gptq_disable_exllama debug test_value full_finetune
         base_model_ignore_patterns"""),
 )  # fmt: skip

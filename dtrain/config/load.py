@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -28,7 +29,7 @@ MAX_FILE_BYTES = 1_000_000
 def load(path: Path | str, sets: Sequence[str] = ()) -> Loaded:
     """Read a config file. `sets` are `a.b=c` texts that overrule it. BadInputs with every error there is."""
     path = Path(path)
-    return _loaded(_text_of(path), str(path), path, sets)
+    return _loaded(text_of(path), str(path), path, sets)
 
 
 def loads(text: str, name: str = "<text>", sets: Sequence[str] = ()) -> Loaded:
@@ -38,39 +39,52 @@ def loads(text: str, name: str = "<text>", sets: Sequence[str] = ()) -> Loaded:
 
 def dump(config: Config) -> str:
     """YAML with every value explicit: `loads(dump(config)).config == config`. It is a run's `config.yaml`."""
-    return yaml.dump(
-        config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120, indent=2
-    )
+    return as_yaml(config.model_dump(mode="json"))
+
+
+def as_yaml(plain: Any) -> str:
+    """YAML of ordinary data, its keys in their order."""
+    return yaml.dump(plain, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120, indent=2)
 
 
 def _loaded(text: str, name: str, file: Path | None, sets: Sequence[str]) -> Loaded:
-    origin = Origin("file", name)
-    try:
-        tree, errors = read(text, origin)
-    except BadInput as error:
-        raise BadInputs([error]) from None
-    if not isinstance(tree.value, dict):
-        raise BadInputs([_not_a_mapping(tree)])
-    for said in sets:
+    tree, errors = tree_of(text, name)
+    for said in sets if tree.is_mapping else ():
         try:
             tree = with_flag(tree, said)
         except BadInput as error:
             errors.append(error)
+    return from_tree(tree, errors, file)
+
+
+def tree_of(text: str, name: str) -> tuple[Node, list[BadInput]]:
+    """The tree of a text, and its duplicate keys; BadInputs when it is not YAML."""
+    try:
+        return read(text, Origin("file", name))
+    except BadInput as error:
+        raise BadInputs([error]) from None
+
+
+def from_tree(tree: Node, errors: Sequence[BadInput], file: Path | None) -> Loaded:
+    """The config of a tree that was read; `errors` are those found while reading it."""
+    if not tree.is_mapping:
+        raise BadInputs([_not_a_mapping(tree)])
     translated = axolotl.translate(tree)
     resolved = deepspeed_read.resolve(without_nulls(translated.tree), file)
     tree = resolved.tree
     config, wrong = validated(tree, axolotl.names())
-    errors += [*translated.errors, *resolved.errors, *wrong, *rules.contradictions(tree)]
-    if errors or config is None:
-        raise BadInputs(sorted(errors, key=lambda error: error.line or 0))
+    found = [*errors, *translated.errors, *resolved.errors, *wrong, *rules.contradictions(tree)]
+    if found or config is None:
+        raise BadInputs(sorted(found, key=lambda error: error.line or 0))
     origins = {dotted(path): node.origin for path, node in tree.walk() if path}
-    return Loaded(config, origins, (*translated.notes, *resolved.notes, *rules.arithmetic(config)), file)
+    return Loaded(config, origins, (*translated.notes, *resolved.notes, *rules.remarks(config)), file)
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """A config file's text; BadInputs in plain words when there is none."""
     try:
         if path.is_dir():
             raise BadInputs([_is_a_folder(path)])

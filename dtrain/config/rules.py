@@ -1,4 +1,4 @@
-"""Keys that contradict each other, and the batch arithmetic in words."""
+"""Keys that contradict each other, and what a reader should know about a valid config."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def _needs(keys: dict[str, Node]) -> Iterator[BadInput]:
         fix = "put the template under chat_template_jinja: |"
         yield error_at(keys["chat_template"].origin, "chat_template", "jinja needs chat_template_jinja", fix=fix)
     held_out = "test_datasets" in keys or ("val_set_size" in keys and not _is(keys, "val_set_size", 0))
-    for key in ("early_stopping_patience", "eval_steps", "evals_per_epoch"):
-        if key in keys and not held_out:
-            fix = "val_set_size: 0.05, or test_datasets"
-            yield error_at(keys[key].origin, key, "there is no held-out data to evaluate on", fix=fix)
+    key = "early_stopping_patience"
+    if key in keys and not held_out:
+        fix = "val_set_size: 0.05, or test_datasets"
+        yield error_at(keys[key].origin, key, "there is no held-out data whose loss could stop the run", fix=fix)
 
 
 def _sharding(keys: dict[str, Node]) -> Iterator[BadInput]:
@@ -98,12 +98,21 @@ def _multiples(keys: dict[str, Node]) -> Iterator[BadInput]:
         yield error_at(keys["batch_size"].origin, "batch_size", message, value=batch, allowed=allowed)
 
 
-def arithmetic(config: Config) -> tuple[str, ...]:
-    """How the accumulation follows from `batch_size`, in words."""
+def remarks(config: Config) -> tuple[str, ...]:
+    """What a reader should know about a valid config: the batch arithmetic, evaluations that cannot happen."""
+    return (*_batch_in_words(config), *_never_evaluated(config))
+
+
+def _batch_in_words(config: Config) -> Iterator[str]:
     micro, batch = config.micro_batch_size, config.batch_size
-    if batch is None:
-        return ()
-    told = f"batch_size {batch} is samples per GPU per optimizer step (Axolotl takes no notice of it)"
-    if micro == "auto":
-        return (f"{told}; accumulation = {batch} / micro_batch_size",)
-    return (f"{told}: accumulation = {batch} / micro_batch_size {micro} = {batch // micro}",)
+    if batch is not None:
+        told = f"batch_size {batch} is samples per GPU per optimizer step"
+        yield f"{told}: accumulation = {batch} / micro_batch_size {micro}" + (
+            f" = {batch // micro}" if micro != "auto" else ""
+        )
+
+
+def _never_evaluated(config: Config) -> Iterator[str]:
+    said = [key for key in ("eval_steps", "evals_per_epoch") if getattr(config, key) is not None]
+    if said and not config.val_set_size and not config.test_datasets:
+        yield f"{said[0]}: there is no held-out data (val_set_size, test_datasets), so nothing is evaluated"

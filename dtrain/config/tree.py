@@ -130,6 +130,13 @@ class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[mis
         return True
 
 
+def _text(dumper: Any, text: str) -> yaml.ScalarNode:
+    """Lines as lines: a template stays readable."""
+    scalar: yaml.ScalarNode = dumper.represent_scalar(_TAG + "str", text, style="|" if "\n" in text else None)
+    return scalar
+
+
+Dumper.add_representer(str, _text)
 for _kind, _pattern, _first in _SCALARS:
     for _class in (_Yaml12, Dumper):
         _class.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), ["" if c == "\0" else c for c in _first])
