@@ -9,16 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+
 from dtrain import __version__
 from dtrain.errors import DtrainError, RunFailed
 from dtrain.files import read_json, sync_file, sync_folder, write_json
 from dtrain.paths import RunPaths
+from dtrain.train import state_files
 from dtrain.train.loop import Progress
+from dtrain.train.partitions import partitions, take_over
 from dtrain.train.ranks import Ranks
 
 MANIFEST = "manifest.json"
-STATE = "state"
-"""The folder of DeepSpeed's own files inside a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,31 @@ class Checkpoint:
     wandb_run_id: str | None
 
 
-def save(
-    engine: Any, paths: RunPaths, progress: Progress, ranks: Ranks, zero_stage: int, keep: int, wandb_run_id: str | None
-) -> None:
+@dataclass(frozen=True)
+class States:
+    """What a checkpoint holds the states of."""
+
+    model: Any
+    """Whose parameter names are used: transformers' model, inside LossModel and engine."""
+    optimizer: Any
+    """DeepSpeed's optimizer, or torch's own at stage 0 in fp32."""
+    zero_stage: int
+
+    @property
+    def _scaler(self) -> Any:
+        """fp16's dynamic loss scale; None in every other precision."""
+        scaler = getattr(self.optimizer, "loss_scaler", None) or getattr(self.optimizer, "loss_scale_config", None)
+        return scaler if getattr(self.optimizer, "dynamic_loss_scale", False) else None
+
+    def scaler_numbers(self) -> dict[str, float]:
+        return {} if self._scaler is None else {n: v for n, v in vars(self._scaler).items() if type(v) in (int, float)}
+
+    def set_scaler_numbers(self, numbers: Mapping[str, float]) -> None:
+        for name in self.scaler_numbers().keys() & numbers.keys():
+            setattr(self._scaler, name, numbers[name])
+
+
+def save(states: States, paths: RunPaths, progress: Progress, ranks: Ranks, keep: int, wandb_run_id: str | None) -> None:
     """Write `checkpoints/step-N` from all ranks. A rank that cannot write (a full disk) fails the save on every rank;
     the checkpoints that are there stay as they are."""
     final = paths.checkpoint(progress.step)
@@ -42,7 +67,7 @@ def save(
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
     ranks.wait()
-    problem = _write_state(engine, beside, ranks)
+    problem = _write_states(states, beside, ranks)
     files = ranks.gather(_describe(beside, ranks)) if problem is None else []
     if problem is not None:
         if ranks.is_first:
@@ -51,7 +76,7 @@ def save(
     if ranks.is_first:
         manifest = {
             "schema_version": 1, "dtrain": __version__, "step": progress.step, "progress": asdict(progress),
-            "world": ranks.world, "zero_stage": zero_stage, "wandb_run_id": wandb_run_id,
+            "world": ranks.world, "zero_stage": states.zero_stage, "wandb_run_id": wandb_run_id,
             "files": {name: about for told in files for name, about in told.items()},
         }  # fmt: skip
         write_json(beside / MANIFEST, manifest)
@@ -62,12 +87,13 @@ def save(
     ranks.wait()
 
 
-def _write_state(engine: Any, folder: Path, ranks: Ranks) -> DtrainError | None:
-    """DeepSpeed's save on every rank; the first failure of any of them, or None."""
+def _write_states(states: States, folder: Path, ranks: Ranks) -> DtrainError | None:
+    """Every rank writes its own share; the first failure of any of them, or None."""
     reason = ""
     try:
-        engine.save_checkpoint(str(folder), tag=STATE, save_latest=False)
-    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
+        mine = partitions(states.model, states.optimizer)
+        state_files.write(folder, ranks.rank, mine, states.zero_stage == 0, {"scaler": states.scaler_numbers()})
+    except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in an error of its own
         reason = f"rank {ranks.rank}: {error}"
     reasons = [told for told in ranks.gather(reason) if told]
     if not reasons:
@@ -139,13 +165,9 @@ def what_is_wrong(folder: Path) -> str | None:
     return None
 
 
-def load(engine: Any, checkpoint: Checkpoint, ranks: Ranks, zero_stage: int) -> None:
-    """Put a checkpoint's states into the engine. Another world or stage is refused for now, told with what would do."""
-    if (checkpoint.world, checkpoint.zero_stage) != (ranks.world, zero_stage):
-        raise RunFailed(
-            f"the checkpoint was written by {checkpoint.world} ranks at ZeRO stage {checkpoint.zero_stage}, "
-            f"this run has {ranks.world} at stage {zero_stage}",
-            file=str(checkpoint.folder), fix="resume on the same number of ranks and the same stage",
-        )  # fmt: skip
-    engine.load_checkpoint(str(checkpoint.folder), tag=STATE)
-
+def load(states: States, checkpoint: Checkpoint, ranks: Ranks) -> None:
+    """Put a checkpoint's states into a fresh engine, whatever number of ranks and ZeRO stage wrote them."""
+    with torch.no_grad():
+        state_files.read(checkpoint.folder, partitions(states.model, states.optimizer))
+        take_over(states.optimizer)
+    states.set_scaler_numbers(state_files.extra_of(checkpoint.folder, ranks.rank)["scaler"])

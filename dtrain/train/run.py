@@ -23,6 +23,7 @@ from dtrain.train.loss import LossModel, share_head_with_zero3
 from dtrain.train.lr import LearningRate, warmup_steps
 from dtrain.train.memory import PeakMemory
 from dtrain.train.model import DTYPES, check_isolation, layout_of, load_model
+from dtrain.train.partitions import undo_dry_step
 from dtrain.train.ranks import Ranks
 from dtrain.train.signals import StopFlag
 from dtrain.train.worker import INTERRUPTED, StateFile, Voice, wait_for_data
@@ -102,7 +103,8 @@ def build(rank: Rank, prepared: Prepared, schedule: Schedule) -> tuple[Training,
     with_engine, optimizer, _, _ = deepspeed.initialize(
         model=loss_model, optimizer=optimizer, config=told, dist_init_required=False
     )
-    progress = resume(rank, with_engine)
+    undo_dry_step(optimizer)
+    progress = resume(rank, checkpoint.States(model, optimizer, choice.zero_stage))
     if layout == "flat":
         check_isolation(loss_model, with_engine, device, DTYPES[choice.precision])
     evaluation = () if prepared.eval is None else tuple(
@@ -138,7 +140,7 @@ def learning_rate(config: Config, steps: int) -> LearningRate:
     )
 
 
-def resume(rank: Rank, with_engine: Any) -> Progress:
+def resume(rank: Rank, states: checkpoint.States) -> Progress:
     """Where the newest good checkpoint stands, or the beginning."""
     newest, damaged = checkpoint.newest_good(rank.paths)
     for line in damaged:
@@ -149,7 +151,7 @@ def resume(rank: Rank, with_engine: Any) -> Progress:
         if rank.ranks.is_first:
             jsonl.forget_after(rank.paths.metrics, 0)
         return Progress()
-    checkpoint.load(with_engine, newest, rank.ranks, rank.choice.zero_stage)
+    checkpoint.load(states, newest, rank.ranks)
     if rank.ranks.is_first:
         jsonl.forget_after(rank.paths.metrics, newest.step)
     rank.say(f"going on after step {newest.step}")
@@ -164,12 +166,11 @@ def connected(rank: Rank, run: Training, tracker: wandb.Tracker, stop: StopFlag)
             tracker.log(line)
             rank.state.reached(line["step"], line["epoch"])
 
+    states = checkpoint.States(run.engine.module.model, run.optimizer, rank.choice.zero_stage)
+
     def save(progress: Progress) -> None:
         rank.state.stage("saving")
-        checkpoint.save(
-            run.engine, rank.paths, progress, rank.ranks, rank.choice.zero_stage, rank.config.save_total_limit or 2,
-            tracker.run_id,
-        )  # fmt: skip
+        checkpoint.save(states, rank.paths, progress, rank.ranks, rank.config.save_total_limit or 2, tracker.run_id)
         rank.state.stage("training")
 
     return replace(run, log=log, save=save, stop_asked=lambda: stop.asked)

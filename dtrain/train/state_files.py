@@ -1,0 +1,188 @@
+"""The files of a checkpoint's training state: one safetensors file a rank, readable by any other layout.
+
+    rank-R.safetensors     tensors   I.master, I.exp_avg, …     of partition I
+                           metadata  layout: JSON {pieces, scalars} of each partition
+
+Nothing in them can run: safetensors and JSON only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dtrain.errors import RunFailed
+from dtrain.train.partitions import Partition, Piece
+
+MASTER = "master"
+
+
+def state_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank}.safetensors"
+
+
+def write(folder: Path, rank: int, mine: Sequence[Partition], whole_on_each_rank: bool, extra: dict[str, Any]) -> None:
+    """Write this rank's partitions. Without ZeRO each rank holds everything, and rank 0 writes it."""
+    from safetensors.torch import save_file
+
+    if whole_on_each_rank and rank != 0:
+        mine = ()
+    tensors: dict[str, Tensor] = {}
+    layout = []
+    for index, partition in enumerate(mine):
+        scalars = {}
+        tensors[f"{index}.{MASTER}"] = partition.master.detach().cpu()
+        for kind, value in partition.states.items():
+            if torch.is_tensor(value) and value.dim() > 0:
+                tensors[f"{index}.{kind}"] = value.detach().reshape(-1).cpu()
+            else:
+                scalars[kind] = _plain(value)
+        layout.append({"pieces": [asdict(piece) for piece in partition.pieces], "scalars": scalars})
+    save_file(tensors, state_file(folder, rank), metadata={"layout": json.dumps(layout), "extra": json.dumps(extra)})
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """A number with what is needed to make it again: torch's Adam counts its steps in a 0-d fp32 tensor."""
+    if torch.is_tensor(value):
+        return {"tensor": value.item(), "dtype": str(value.dtype).removeprefix("torch."), "device": value.device.type}
+    return {"value": value}
+
+
+def _rebuilt(told: dict[str, Any], device: torch.device) -> Any:
+    if "value" in told:
+        return told["value"]
+    place = torch.device("cpu") if told["device"] == "cpu" else device
+    return torch.tensor(told["tensor"], dtype=getattr(torch, told["dtype"]), device=place)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One partition as a file has it."""
+
+    file: Path
+    index: int
+    pieces: tuple[Piece, ...]
+    scalars: dict[str, Any]
+    kinds: frozenset[str]
+
+
+def stored_in(folder: Path) -> list[Stored]:
+    """Every partition of every rank's file."""
+    return [stored for file in sorted(folder.glob("rank-*.safetensors")) for stored in _stored(file)]
+
+
+def _stored(file: Path) -> Iterator[Stored]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as handle:
+        layout = json.loads(handle.metadata()["layout"])
+        kinds = defaultdict(set)
+        for key in handle.keys():  # noqa: SIM118 - safe_open's handle is no mapping
+            index, _, kind = key.partition(".")
+            kinds[int(index)].add(kind)
+        for index, told in enumerate(layout):
+            pieces = tuple(Piece(**piece) for piece in told["pieces"])
+            yield Stored(file, index, pieces, told["scalars"], frozenset(kinds[index]))
+
+
+def extra_of(folder: Path, rank: int) -> dict[str, Any]:
+    """What `write` was given beside the partitions, of the same rank or of rank 0."""
+    from safetensors import safe_open
+
+    file = state_file(folder, rank)
+    with safe_open(file if file.exists() else state_file(folder, 0), framework="pt") as handle:
+        return dict(json.loads(handle.metadata()["extra"]))
+
+
+def read(folder: Path, mine: Sequence[Partition]) -> None:
+    """Fill this rank's partitions, in place, from a checkpoint of any layout.
+
+    The same cut is copied whole, padding included, so it is exact for every kind of state. Another cut is put together
+    from pieces; block-wise 8-bit states cannot be cut, and are refused with what to do.
+    """
+    stored = stored_in(folder)
+    same = {tuple(one.pieces): one for one in stored}
+    for partition in mine:
+        twin = same.get(tuple(partition.pieces))
+        if twin is not None:
+            _fill_whole(partition, twin)
+        else:
+            _fill_by_pieces(partition, stored)
+
+
+def _fill_whole(partition: Partition, stored: Stored) -> None:
+    from safetensors import safe_open
+
+    with safe_open(stored.file, framework="pt") as handle:
+        for kind in stored.kinds:
+            tensor = handle.get_tensor(f"{stored.index}.{kind}")
+            if kind == MASTER and tensor.numel() != partition.master.numel():  # padded for another world
+                tensor = _fitted(tensor, partition.master.numel())
+            _put(partition, kind, tensor)
+    _put_scalars(partition, stored)
+
+
+def _fitted(tensor: Tensor, size: int) -> Tensor:
+    fitted = torch.zeros(size, dtype=tensor.dtype)
+    shared = min(size, tensor.numel())
+    fitted[:shared] = tensor[:shared]
+    return fitted
+
+
+def _put(partition: Partition, kind: str, tensor: Tensor) -> None:
+    if kind == MASTER:
+        partition.master.copy_(tensor)
+        return
+    shape = partition.key.shape if tensor.numel() == partition.master.numel() else tensor.shape
+    partition.states[kind] = tensor.reshape(shape).to(partition.master.device)
+
+
+def _put_scalars(partition: Partition, stored: Stored) -> None:
+    for kind, told in stored.scalars.items():
+        partition.states[kind] = _rebuilt(told, partition.master.device)
+
+
+def _fill_by_pieces(partition: Partition, stored: Sequence[Stored]) -> None:
+    """Copy every overlap between what this partition holds and what the files hold."""
+    from safetensors import safe_open
+
+    by_name: dict[str, list[tuple[Stored, Piece]]] = defaultdict(list)
+    for one in stored:
+        for piece in one.pieces:
+            by_name[piece.name].append((one, piece))
+    filled: dict[str, Tensor] = {}
+    for wanted in partition.pieces:
+        missing = wanted.length
+        for one, had in by_name[wanted.name]:
+            first, last = max(wanted.start, had.start), min(wanted.start + wanted.length, had.start + had.length)
+            if first >= last:
+                continue
+            _refuse_blockwise(one)
+            with safe_open(one.file, framework="pt") as handle:
+                for kind in one.kinds:
+                    target = filled.setdefault(kind, torch.zeros(partition.master.numel()))
+                    source = handle.get_slice(f"{one.index}.{kind}")
+                    at = had.offset + first - had.start
+                    target[wanted.offset + first - wanted.start : wanted.offset + last - wanted.start] = source[at : at + last - first]
+            missing -= last - first
+            if not partition.states.keys() >= one.scalars.keys():
+                _put_scalars(partition, one)
+        if missing:
+            raise RunFailed(f"the checkpoint lacks {missing} elements of {wanted.name}", file=str(stored[0].file.parent) if stored else None)
+    for kind, tensor in filled.items():
+        _put(partition, kind, tensor)
+
+
+def _refuse_blockwise(stored: Stored) -> None:
+    if any(kind.startswith(("absmax", "qmap")) for kind in stored.kinds):
+        raise RunFailed(
+            "8-bit optimizer states are kept in blocks and cannot be cut for another number of ranks or ZeRO stage",
+            file=str(stored.file), fix="resume on the same ranks and stage, or with `--set optimizer=adamw_torch` from the exported model",
+        )  # fmt: skip

@@ -1,0 +1,112 @@
+"""The real model's forward and backward on fake CPU tensors, its live bytes counted: what `dtrain plan --trace` runs.
+
+`python -m dtrain.train.trace < spec.json > counted.json`, a child process of `dtrain.planner.trace`: fake tensors can
+abort a process, and nobody's torch state is touched. Nothing is allocated, so a 70B model is traced on a laptop.
+Weight gradients are dropped as they arrive: how they are kept and sharded is the closed form's part.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dtrain.train import attention
+from dtrain.train.batch import Batch
+from dtrain.train.live_bytes import LiveBytes
+from dtrain.train.loss import LossModel
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class CountedBytes(LiveBytes):
+    """Starts from nothing: only what is made, or named, inside counts."""
+
+    def __enter__(self) -> CountedBytes:
+        super().__enter__()
+        self.now = self.peak = 0
+        self._known = {}
+        return self
+
+    def include(self, tensors: Any) -> None:
+        for tensor in tensors:
+            self._see(tensor)
+
+    def restart_peak(self) -> None:
+        self.peak = self.now
+
+
+def traced(spec: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes. `kept`: from the body's forward to its backward; the peaks include it. Weights are counted apart."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = _model(spec)
+        loss_model = LossModel(model, spec["cross_entropy"], spec["chunks"])
+        batch = _batch(spec)
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        with CountedBytes() as live:
+            live.include([*model.parameters(), *model.buffers()])
+            weights = live.now
+            counted = _step(loss_model, batch, live)
+    return {"weights": weights, **{name: size - weights for name, size in counted.items()}}
+
+
+def _step(loss_model: LossModel, batch: Batch, live: CountedBytes) -> dict[str, int]:
+    counted: dict[str, int] = {}
+
+    def before_head(*_: Any) -> None:
+        counted["kept"], counted["forward_peak"] = live.now, live.peak
+        live.restart_peak()
+
+    loss_model.head.register_forward_pre_hook(before_head)
+    loss = loss_model(batch)
+    counted["loss_peak"], counted["loss_kept"] = live.peak, live.now
+    live.restart_peak()
+    loss.backward()
+    return {**counted, "backward_peak": live.peak}
+
+
+def _drop_gradient(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+def _model(spec: Mapping[str, Any]) -> Any:
+    import transformers
+
+    attention.register()
+    config = transformers.AutoConfig.for_model(**spec["config"])
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, dtype=DTYPES[spec["dtype"]], attn_implementation=attention.TRANSFORMERS_NAMES[spec["attention"]]
+    )
+    model.train()
+    model.config.use_cache = False
+    if spec["checkpointing"] == "full":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def _batch(spec: Mapping[str, Any]) -> Batch:
+    """One flat row of `rows` documents of `sequence_len` tokens, every `1 / trained_share`-th position trained."""
+    rows, length = spec["rows"], spec["sequence_len"]
+    tokens = rows * length
+    trained = max(1, round(tokens * spec["trained_share"]))
+    positions = torch.arange(length).repeat(rows)[None]
+    return Batch(
+        ids_BT=torch.zeros(1, tokens, dtype=torch.long),
+        position_ids_BT=positions,
+        positions_N=torch.arange(trained),
+        targets_N=torch.zeros(trained, dtype=torch.long),
+        attention_arguments={"document_lengths": (length,) * rows},
+    )
+
+
+def main() -> None:
+    print(json.dumps(traced(json.load(sys.stdin))))
+
+
+if __name__ == "__main__":
+    main()

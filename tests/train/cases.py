@@ -1,0 +1,211 @@
+"""What torchrun starts in the tests of the training road: many small cases in one start, one JSON line for each.
+
+    torchrun --nproc-per-node 2 -m tests.train.cases FOLDER CASES.json
+
+A case trains a tiny random Llama on random rows for a few steps, exactly as `dtrain.train.run` builds it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+from transformers import LlamaConfig
+
+from dtrain.config.schema import Config
+from dtrain.data.schedule import Schedule, make_schedule
+from dtrain.paths import RunPaths
+from dtrain.planner.choice import Choice
+from dtrain.planner.setup import ZeroBuckets
+from dtrain.train import checkpoint, engine, export
+from dtrain.train import ranks as ranks_of
+from dtrain.train.loop import Progress, Training, train
+from dtrain.train.loss import LossModel, share_head_with_zero3
+from dtrain.train.lr import LearningRate
+from dtrain.train.memory import PeakMemory
+from dtrain.train.model import DTYPES, check_isolation, load_model
+from dtrain.train.partitions import undo_dry_step
+
+WINDOW = 64
+VOCAB = 256
+LEARNING_RATE = 1e-2
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    zero_stage: int = 0
+    micro_batch_size: int = 8
+    accumulation: int = 1
+    steps: int = 6
+    packing: bool = False
+    precision: str = "fp32"
+    checkpointing: str = "none"
+    optimizer: str = "adamw_torch"
+    offload: str = "none"
+    layout: str = "flat"
+    cross_entropy: str = "chunked"
+    attention: str = "sdpa"
+    rows: int = 50
+    save_at: int | None = None
+    """Write a checkpoint after this step, into `folder`."""
+    load: bool = False
+    """Start from the newest checkpoint of `folder`."""
+    folder: str = ""
+    export: bool = False
+    plain: bool = False
+    """No DeepSpeed: a PyTorch loop over single rows, the reference of all others."""
+
+
+class Rows:
+    """Random rows of 5 to 59 tokens; the first third of each is a prompt."""
+
+    def __init__(self, count: int) -> None:
+        generator = np.random.default_rng(0)
+        self._ids = [generator.integers(0, VOCAB, size=int(n)).astype(np.int32) for n in generator.integers(5, 60, size=count)]
+        self._labels = [np.where(np.arange(len(ids)) < len(ids) // 3, -100, ids).astype(np.int32) for ids in self._ids]
+        self.lengths = np.array([len(ids) for ids in self._ids], dtype=np.int32)
+        self.trained = np.array([int((labels[1:] != -100).sum()) for labels in self._labels], dtype=np.int32)
+
+    def ids(self, row: int) -> Any:
+        return self._ids[row]
+
+    def labels(self, row: int) -> Any:
+        return self._labels[row]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
+def write_model_folder(folder: Path) -> None:
+    LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=VOCAB, max_position_embeddings=128, tie_word_embeddings=False, architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)  # fmt: skip
+
+
+def config_of(case: Case, folder: Path) -> Config:
+    return Config.model_validate({
+        "base_model": str(folder), "datasets": [{"path": "random"}], "reinit_weights": True, "seed": SEED,
+        "optimizer": case.optimizer, "learning_rate": LEARNING_RATE, "weight_decay": 0.1, "max_grad_norm": 0.5,
+        "sample_packing": case.packing,
+    })  # fmt: skip
+
+
+def choice_of(case: Case, world: int) -> Choice:
+    return Choice(
+        zero_stage=case.zero_stage, offload_optimizer=case.offload, offload_params="none",  # type: ignore[arg-type]
+        micro_batch_size=case.micro_batch_size, gradient_accumulation_steps=case.accumulation,
+        global_batch_size=case.micro_batch_size * case.accumulation * world,
+        gradient_checkpointing=case.checkpointing, sequence_parallel_size=1, attention=case.attention,  # type: ignore[arg-type]
+        cross_entropy=case.cross_entropy, precision=case.precision, optimizer=case.optimizer, adapter=None,  # type: ignore[arg-type]
+        sequence_len=WINDOW,
+    )  # fmt: skip
+
+
+def schedule_of(case: Case, rows: Rows, world: int) -> Schedule:
+    return make_schedule(
+        rows.lengths, rows.trained, window=WINDOW, packing=case.packing, shuffle=True, seed=SEED, world=world,
+        micro_batch_size=case.micro_batch_size, accumulation=case.accumulation, epochs=3, max_steps=case.steps,
+    )  # fmt: skip
+
+
+def rates(case: Case) -> LearningRate:
+    return LearningRate(LEARNING_RATE, "cosine", case.steps, 2)
+
+
+def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
+    config, choice, rows = config_of(case, folder), choice_of(case, ranks.world), Rows(case.rows)
+    told = engine.deepspeed_config(config, choice, 200_000, ZeroBuckets())
+    model = load_model(config, choice, folder, VOCAB, case.attention, told)
+    loss_model = LossModel(model, case.cross_entropy)
+    if case.zero_stage == 3:
+        share_head_with_zero3(loss_model)
+    optimizer = engine.optimizer_for(config, loss_model, case.offload != "none")
+    with_engine, optimizer, _, _ = deepspeed.initialize(
+        model=loss_model, optimizer=optimizer, config=told, dist_init_required=False
+    )
+    undo_dry_step(optimizer)
+    states, paths, progress = checkpoint.States(model, optimizer, case.zero_stage), RunPaths(Path(case.folder)), Progress()
+    if case.load:
+        found, _ = checkpoint.newest_good(paths)
+        assert found is not None
+        checkpoint.load(states, found, ranks)
+        progress = found.progress
+    if case.layout == "flat":
+        check_isolation(loss_model, with_engine, ranks.device, DTYPES[case.precision])
+    lines: list[dict[str, Any]] = []
+
+    def save(at: Progress) -> None:
+        if at.step == case.save_at:
+            checkpoint.save(states, paths, at, ranks, keep=2, wandb_run_id=None)
+
+    run = Training(
+        config=config, choice=choice, engine=with_engine, optimizer=optimizer, ranks=ranks, rows=rows,  # type: ignore[arg-type]
+        schedule=schedule_of(case, rows, ranks.world), learning_rate=rates(case), layout=case.layout, filler_id=0,  # type: ignore[arg-type]
+        memory=PeakMemory(ranks.device), eval_rows=rows, save_every=case.save_at, log=lines.append, save=save,  # type: ignore[arg-type]
+    )  # fmt: skip
+    train(run, progress)
+    if case.export:
+        export.export(loss_model, _NoTokenizer(), Path(case.folder), ranks)
+    with_engine.destroy()
+    return told_of(case, ranks.world, lines)
+
+
+class _NoTokenizer:
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "tokenizer.json").write_text("{}")
+
+
+def plain_case(case: Case, folder: Path) -> dict[str, Any]:
+    """The reference: each row alone through transformers' own forward pass, AdamW, clipping, no DeepSpeed."""
+    config, choice, rows = config_of(case, folder), choice_of(case, 1), Rows(case.rows)
+    model = load_model(config, choice, folder, VOCAB, "eager", {})
+    optimizer = torch.optim.AdamW(engine.parameter_groups(model, config.weight_decay), lr=LEARNING_RATE)
+    schedule, lines = schedule_of(case, rows, 1), []
+    for index in range(schedule.steps):
+        step = schedule.step(index)
+        engine.set_learning_rate(optimizer, rates(case).at(index))
+        total = 0.0
+        for row in [row for dealt in step.micro for slots in dealt for slot in slots for row in slot]:
+            ids = torch.from_numpy(rows.ids(row).astype(np.int64))[None]
+            labels = torch.from_numpy(rows.labels(row).astype(np.int64))
+            logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+            loss = torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum") / step.trained_tokens
+            loss.backward()
+            total += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        lines.append({"loss": total, "grad_norm": norm.item(), "allocated_gib": 0.0})
+    return told_of(case, 1, lines)
+
+
+def told_of(case: Case, world: int, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        **asdict(case), "world": world, "losses": [line["loss"] for line in lines],
+        "grad_norms": [line["grad_norm"] for line in lines], "allocated_gib": lines[-1]["allocated_gib"],
+    }  # fmt: skip
+
+
+def main() -> None:
+    folder, cases = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+    ranks = ranks_of.join(ranks_of.from_environment())
+    for told in cases:
+        case = Case(**told)
+        result = plain_case(case, folder) if case.plain else run_case(case, ranks, folder)
+        if ranks.is_first:
+            with (folder / f"results-{ranks.world}.jsonl").open("a") as stream:
+                stream.write(json.dumps(result) + "\n")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
