@@ -58,20 +58,29 @@ class LayerBytes:
     """Kept under the selective policy: attention outputs and every second matmul's output."""
     working: float
     """Alive beside `saved` while its backward runs: gradients of intermediates."""
+    shared: float
+    """Of `saved`, what is the block's input itself (norms that keep their input make no copy)."""
+    forward: float
+    """Alive beside its input while its forward runs without keeping anything."""
+
+
+NO_LAYER = LayerBytes(0, 0, 0, 0, 0, 0)
 
 
 @lru_cache(maxsize=65536)
-def layer_bytes(setup: ActivationKey, layer: Layer) -> LayerBytes:
+def layer_bytes(key: ActivationKey, layer: Layer) -> LayerBytes:
     """The tensors of one block; see the module's docstring."""
-    stream = setup.width * setup.facts.hidden_size
-    attention = _attention_saved(setup, layer)
-    mlp = _mlp_saved(setup, layer)
-    saved = attention + mlp + _norms_saved(setup, layer)
+    stream = key.width * key.facts.hidden_size
+    attention = _attention_saved(key, layer)
+    mlp = _mlp_saved(key, layer)
+    saved = attention + mlp + _norms_saved(key, layer)
     return LayerBytes(
         input=stream,
         saved=saved,
-        selective=stream + _selective_saved(setup, layer),
-        working=_working(setup, layer),
+        selective=stream + _selective_saved(key, layer),
+        working=_working(key, layer),
+        shared=stream if keeps_norm_input(key) else 0.0,
+        forward=forward_working(key, layer),
     )
 
 
@@ -132,6 +141,11 @@ def _norms_saved(key: ActivationKey, layer: Layer) -> float:
     return layer.norms * key.facts.hidden_size * norm_saved(key)
 
 
+def keeps_norm_input(key: ActivationKey) -> bool:
+    """Whether a norm keeps its input, instead of an fp32 copy of it."""
+    return key.facts.norm == "layer" or key.fused or key.compiled or key.width >= key.norm_width
+
+
 def norm_saved(key: ActivationKey) -> float:
     """Bytes a norm keeps per element, its output aside.
 
@@ -181,10 +195,10 @@ def quadratic(key: ActivationKey) -> bool:
 
 
 def _mlp_saved(key: ActivationKey, layer: Layer) -> float:
-    facts, tp = key.facts, key.tensor_parallel
+    facts = key.facts
     parts = parts_of(facts, layer)
     kept = facts.hidden_size * key.keeps_input(*parts.ups, *parts.routers)
-    inner = sum(one.inputs * one.active for one in parts.downs) / tp
+    inner = inner_width(key, layer)
     kept += inner * (_activation_kept(key) + key.keeps_input(*parts.downs))
     routed = sum(one.active for one in parts.downs if one.count > 1)
     if routed:  # tokens are copied once per expert they go to, and each result is scaled by its routing weight
@@ -211,12 +225,38 @@ def _selective_saved(key: ActivationKey, layer: Layer) -> float:
 
 
 def _working(key: ActivationKey, layer: Layer) -> float:
-    """The larger of the MLP's and the norm's moment in backward, beside what is saved."""
-    facts, tp = key.facts, key.tensor_parallel
-    parts = parts_of(facts, layer)
-    inner = sum(one.inputs * one.active for one in parts.downs) / tp
-    mlp = key.width * (2 * facts.hidden_size + 3 * inner)
-    norm = (2 * key.width + 3 * max(key.norm_width, key.width)) * facts.hidden_size
-    query = facts.heads * facts.head_dim / tp
-    attention = key.width * (facts.hidden_size + 6 * query)
-    return max(mlp, norm, attention)
+    """Beside what is saved, at the fullest moment of a block's backward: the product of the gated activation.
+
+    Three gradients of the inner width and one of the stream are alive; the down projection's input is already freed.
+    """
+    parts = parts_of(key.facts, layer)
+    gradients = 3 if key.facts.gated_mlp else 2
+    inner = inner_width(key, layer)
+    mlp = key.width * (key.facts.hidden_size + gradients * inner) - inner * key.keeps_input(*parts.downs)
+    return max(mlp, norm_working(key) * key.facts.hidden_size - _mlp_saved(key, layer), _scores_working(key))
+
+
+def _scores_working(key: ActivationKey) -> float:
+    """Gradients of score matrices, where attention makes them."""
+    if not quadratic(key):
+        return 0.0
+    return (key.width + 8) * key.facts.heads * key.window / key.tensor_parallel
+
+
+def norm_working(key: ActivationKey) -> float:
+    """Bytes per element alive in a norm's backward: four fp32 tensors and one 16-bit where it is written in Python."""
+    if key.facts.norm == "layer" or key.fused or key.compiled:
+        return 3 * key.width
+    return key.width + 4 * max(key.norm_width, key.width)
+
+
+def inner_width(key: ActivationKey, layer: Layer) -> float:
+    """Elements of the MLP's inner layer that one token passes, all its experts together."""
+    parts = parts_of(key.facts, layer)
+    return sum(one.inputs * one.active for one in parts.downs) / key.tensor_parallel
+
+
+def forward_working(key: ActivationKey, layer: Layer) -> float:
+    """Beside its input, at the fullest moment of a block's forward without gradients: the MLP's inner tensors."""
+    inner = inner_width(key, layer) * (3 if key.facts.gated_mlp else 2)
+    return key.width * (2 * key.facts.hidden_size + inner) + _scores_working(key)

@@ -76,7 +76,8 @@ def _chunked(setup: Setup) -> LossBytes:
     copy = 4.0 if width < 4 else 0.0
     matrix = vocabulary * hidden if head_is_trained(setup) else 0.0
     kept = positions * hidden * width + 4 * matrix
-    softmax = chunk * (width + copy + 4 + (width if copy else 0))
+    several = positions > setup.cross_entropy_chunk_tokens  # the chunk before is freed as this one replaces it
+    softmax = chunk * (12 if copy or several else 8)
     product = chunk * (width + copy + width) + (width * matrix if copy else 0)
     return LossBytes(
         forward=kept + positions * hidden * width + max(softmax, product),

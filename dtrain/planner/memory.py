@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dtrain.planner.activations import ActivationKey, LayerBytes, layer_bytes, norm_saved
+from dtrain.planner.activations import NO_LAYER, ActivationKey, LayerBytes, layer_bytes, norm_saved, norm_working
 from dtrain.planner.logits import evaluation_positions, loss_bytes
 from dtrain.planner.setup import DTYPE_BYTES, Setup
 from dtrain.planner.states import States
@@ -157,8 +157,9 @@ def moments(setup: Setup) -> list[Moment]:
     found = [
         at("load", 0.0, 0.0, 0.0, 0.0),
         at("forward", before, blocks.kept + blocks.forward, 0.0, buffers),
-        at("forward", before, blocks.kept, loss.forward, buffers),
+        at("forward", before, blocks.kept + blocks.hidden, loss.forward, buffers),
         at("backward", before, blocks.kept, loss.backward, buffers + reduce),
+        at("backward", max(before, head), blocks.kept + blocks.last_norm, 0.0, buffers + reduce),
         at("backward", max(before, head), blocks.kept + blocks.recomputed, 0.0, buffers + reduce),
         at("backward", after, blocks.last, 0.0, buffers + reduce),
         at("optimizer step", after, 0.0, 0.0, states.step_extra),
@@ -171,36 +172,39 @@ def moments(setup: Setup) -> list[Moment]:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Activations of all blocks of a micro-batch, bytes."""
+    """Activations of a micro-batch, bytes. All but `kept` and `last` come on top of `kept`."""
 
     kept: float
-    """From forward to backward."""
+    """From forward to backward: all blocks, the last norm and the rotary tables."""
     forward: float
-    """Beside that, while the last block's forward runs."""
+    """While the last block's forward runs."""
+    hidden: float
+    """The last norm's output, alive until the loss is computed."""
+    last_norm: float
+    """While the last norm's backward runs."""
     recomputed: float
-    """Beside that, while the last block's backward runs."""
+    """While the last block's backward runs; the last norm's tensors are gone."""
     last: float
     """All there is when the first block's backward runs, the last one in time."""
     evaluation: float
 
     @classmethod
     def of(cls, setup: Setup) -> Blocks:
-        key = ActivationKey.of(setup)
-        tokens = setup.micro_batch_tokens
+        key, tokens, hidden = ActivationKey.of(setup), setup.micro_batch_tokens, setup.facts.hidden_size
         kinds = [(layer_bytes(key, layer), count) for layer, count in setup.facts.layers]
-        if not kinds:
-            return cls(0, 0, 0, 0, 0)
-        root = root_saved(key, setup) * tokens
-        biggest = max((one for one, _ in kinds), key=lambda one: one.saved + one.working)
-        own = sum(_kept_by(setup, one) * count for one, count in kinds) * tokens
-        inside = biggest.saved * tokens if setup.checkpointing != "none" else 0.0
-        working = biggest.working * tokens
+        biggest = max((one for one, _ in kinds), key=lambda one: one.saved + one.working, default=NO_LAYER)
+        recomputes = setup.checkpointing != "none"
+        last_norm = hidden * norm_saved(key)
+        rotary = 2 * key.width * setup.facts.head_dim
+        inside = biggest.saved - biggest.shared if recomputes else 0.0
         return cls(
-            kept=own + root,
-            forward=max(working, inside / 2),
-            recomputed=inside + working,
-            last=biggest.saved * tokens + working,
-            evaluation=biggest.working * evaluation_positions(setup),
+            kept=tokens * (sum(_kept_by(setup, one) * count for one, count in kinds) + last_norm + rotary),
+            forward=tokens * max(0.0, biggest.forward - last_norm) if recomputes else 0.0,
+            hidden=tokens * hidden * key.width,
+            last_norm=tokens * hidden * norm_working(key),
+            recomputed=tokens * (inside + biggest.working - last_norm),
+            last=tokens * (biggest.saved + biggest.input - biggest.shared + biggest.working + rotary),
+            evaluation=evaluation_positions(setup) * (biggest.forward + biggest.input),
         )
 
 
@@ -208,12 +212,6 @@ def _kept_by(setup: Setup, layer: LayerBytes) -> float:
     """Bytes per token a block keeps on the card under the setup's checkpointing."""
     ways = {"none": layer.saved, "full": layer.input, "selective": layer.selective, "offload": 0.0}
     return ways[setup.checkpointing]
-
-
-def root_saved(key: ActivationKey, setup: Setup) -> float:
-    """Outside the blocks, per token: the last norm, its output for the head, and the stream it normalises."""
-    hidden = setup.facts.hidden_size
-    return hidden * (norm_saved(key) + key.width)
 
 
 def runtime_bytes(setup: Setup) -> float:

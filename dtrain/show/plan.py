@@ -18,7 +18,7 @@ COLOURS: Mapping[str, str] = {
     "weights": "blue", "gradients": "cyan", "optimizer": "magenta", "activations": "yellow", "logits": "red",
     "buffers": "green", "runtime": "bright_black",
 }  # fmt: skip
-BAR_CELLS = 44
+BAR_CELLS = 34
 FULL, FREE = "█", "·"
 
 
