@@ -61,7 +61,7 @@ class RowsWriter:
         self.rows = self.tokens = self.trained_tokens = self.longest = 0
 
     def write(self, ids: list[int], labels: list[int]) -> None:
-        trained = sum(label != NOT_TRAINED for label in labels[1:])
+        trained = trained_positions(labels)
         for name, values in zip(_FILES, (ids, labels, [len(ids)], [trained]), strict=True):
             self._arrays[name].append(values)
         self.rows += 1
@@ -100,6 +100,11 @@ class _GrowingArray:
         # numpy pads the header so that the growing axis can be rewritten in place (GROWTH_AXIS_MAX_DIGITS).
         header: dict[str, Any] = {"descr": "<i4", "fortran_order": False, "shape": (self._length,)}
         np.lib.format.write_array_header_1_0(self._stream, header)
+
+
+def trained_positions(labels: list[int]) -> int:
+    """Positions with a loss: the first label has none, for nothing predicts it."""
+    return len(labels) - labels.count(NOT_TRAINED) - (labels[:1] != [NOT_TRAINED] and len(labels) > 0)
 
 
 def checksums(folder: Path) -> dict[str, list[int]]:
