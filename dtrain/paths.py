@@ -75,6 +75,11 @@ class RunPaths:
         return self.logs / "prepare.error.json"
 
     @property
+    def about(self) -> Path:
+        """`run.json`: the run's id, name, profile and launcher, so that a folder explains itself anywhere."""
+        return self.run / "run.json"
+
+    @property
     def launch(self) -> Path:
         """`launch.json`: what a supervisor starts and how; written by the launcher."""
         return self.run / "launch.json"

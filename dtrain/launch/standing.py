@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from dtrain.files import write_json
-from dtrain.launch.api import Status
+from dtrain.launch.api import RunState, Status
 from dtrain.launch.ending import Ending, read_or_none
 from dtrain.launch.process import boot_id, is_alive, look
 from dtrain.paths import RunPaths
@@ -73,3 +73,9 @@ def stage(paths: RunPaths) -> str:
     if state is None:
         return "starting ranks"
     return str(state.get("stage", "running"))
+
+
+def run_state(paths: RunPaths) -> RunState:
+    """The folder's own word on how the run stands; `pending` when nothing was started on this machine."""
+    status = folder_status(paths)
+    return status.state if status is not None else "pending"
