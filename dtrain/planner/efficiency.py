@@ -1,0 +1,128 @@
+"""What a card sustains: matmuls by size, attention by kernel, memory traffic. FLOP/s, bytes/s and seconds.
+
+Start from the best rate anybody measured on the card (`Gpu.measured_tflops_bf16`), and take off, one by one, what
+keeps a training step from it. Every constant says what it means. `fitted` constants were fitted over the published
+rows of tests/measured that `benchmarks/planner_accuracy.py` lists as its fitting sources, all rows together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from dtrain.hardware.gpus import Gpu
+
+# --- matmuls ------------------------------------------------------------------------------------------------------
+
+UNMEASURED_MATMUL_SHARE = 0.80
+"""Best measured matmul over the datasheet where nobody measured: H100 0.80, B200 0.78, A100 0.87 (ml-engineering)."""
+SUSTAINED_SHARE: Mapping[int, float] = {9: 0.84, 10: 0.84}
+"""By CUDA major version: clocks under the power limit over a whole step against the short burst of a benchmark. Cards
+of 700 W and more are power bound in long matmuls (fitted); the older ones hold their clock."""
+TILE_ELEMENTS = 128 * 256
+"""Outputs of one thread block of a large GEMM (CUTLASS' usual tile, docs/efficient_gemm.md)."""
+SPLIT_K = 4096
+"""Longer inner dimensions are split over idle multiprocessors, so a last wave costs no more than this long."""
+INNER_HALF = 140
+"""Inner dimension that costs as much as a tile's prologue and epilogue: efficiency K / (K + this) (fitted)."""
+MULTIPROCESSORS: Mapping[str, int] = {
+    "v100": 80, "t4": 40, "a100": 108, "a10g": 80, "a6000": 84, "3090": 82, "4090": 128, "5090": 170, "l4": 58,
+    "l40s": 142, "h100": 132, "h100-pcie": 114, "h200": 132, "gh200": 132, "b200": 148, "gb200": 148, "mi300x": 304,
+}  # fmt: skip
+"""NVIDIA's and AMD's architecture white papers."""
+USUAL_MULTIPROCESSORS = 108
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+MEMORY_SHARE = 0.85
+"""Of the datasheet's bandwidth that streaming kernels reach: A100 1.7 of 2.04 TB/s, H100 2.9 of 3.35 (BabelStream)."""
+
+# --- attention ----------------------------------------------------------------------------------------------------
+
+LEGACY_MMA_TFLOPS: Mapping[int, float] = {9: 620, 10: 620}
+"""Rate of Ampere's `mma.sync` instruction on newer cards, which FlashAttention 2 is written for: Hopper's new `wgmma` is
+needed for the last third (FlashAttention-3, arXiv 2407.08608, section 1)."""
+ATTENTION_SHARE: Mapping[str, float] = {
+    "flash_attention_3": 0.62,
+    "flash_attention_2": 0.60,
+    "sdpa": 0.60,
+    "varlen": 0.60,
+    "flex": 0.50,
+    "triton": 0.31,
+}
+"""Forward and backward together, causal half counted, head dimension 128, long windows: of `mma.sync`'s rate (FA3: of
+wgmma's). FA2: 190 of 312 on A100 (arXiv 2307.08691, figures 5 to 7); sdpa and varlen run the same kernel; flex: torch's blog,
+about 85 % of FA2; triton: the kernel of FlashAttention's first generation that MPT ships (fitted)."""
+BACKWARD_ATTENTION_FLOPS = 2.5
+"""Five matmuls backward to two forward (arXiv 2307.08691, section 4.1)."""
+ATTENTION_HALF_WINDOW = 500
+"""Window at which the kernel reaches half its rate: the diagonal's masked half blocks and the softmax (fitted)."""
+HEAD_DIM_HALF = 40
+"""Rate grows with the head dimension as d / (d + this): softmax work is per score, matmul work per score and channel;
+FA2 reaches 0.85 of its d = 128 rate at 64 (arXiv 2307.08691, figure 5)."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Sustained rates of one card in one compute type."""
+
+    matmul: float
+    """FLOP/s of an endless matmul."""
+    wave_elements: float
+    """Output elements that all multiprocessors compute at once."""
+    memory: float
+    """Bytes/s of streaming kernels."""
+    legacy_matmul: float
+    """FLOP/s that kernels written for Ampere's instructions could reach."""
+
+    def matmul_seconds(self, rows: float, inner: float, columns: float) -> float:
+        """A rows × inner by inner × columns product: work, half a last wave, and each tile's start and end."""
+        outputs = rows * columns
+        tail = 0.5 * min(self.wave_elements, outputs) * min(inner, SPLIT_K)
+        compute = 2 * (outputs * (inner + INNER_HALF) + tail) / self.matmul
+        return max(compute, 2 * (rows * inner + inner * columns + outputs) / self.memory)
+
+
+def multiprocessors(gpu: Gpu) -> int:
+    name = gpu.name.removesuffix("gb").rstrip("0123456789").rstrip("-") if gpu.name.endswith("gb") else gpu.name
+    return MULTIPROCESSORS.get(name, USUAL_MULTIPROCESSORS)
+
+
+def best_tflops(gpu: Gpu, dtype: str) -> float:
+    """Best measured matmul in `dtype`; types that nobody measured keep bf16's ratio to the datasheet."""
+    half = gpu.tflops.get("bf16") or gpu.tflops.get("fp16")
+    measured = gpu.measured_tflops_bf16
+    share = measured / half if measured and half else UNMEASURED_MATMUL_SHARE
+    if dtype in ("bf16", "fp16") and measured:
+        return measured
+    for name in (dtype, "fp16" if dtype == "bf16" else "bf16", "fp32"):
+        if gpu.tflops.get(name):
+            return share * (gpu.tflops[name] or 0.0)
+    return measured or 0.1
+
+
+@lru_cache(maxsize=256)
+def rates_of(gpu: Gpu, dtype: str) -> Rates:
+    """`dtype` is what the matmuls run in: bf16, fp16, tf32, fp32, fp8."""
+    major = gpu.compute_capability[0] if gpu.compute_capability else 0
+    sustained = SUSTAINED_SHARE.get(major, 1.0) * 1e12
+    matmul = sustained * best_tflops(gpu, dtype)
+    peak = gpu.tflops.get("bf16") or gpu.tflops.get("fp16") or matmul / sustained
+    return Rates(
+        matmul=matmul,
+        wave_elements=float(TILE_ELEMENTS * multiprocessors(gpu)) if gpu.name != "cpu" else 0.0,
+        memory=MEMORY_SHARE * 1e9 * gpu.memory_gb_per_s,
+        legacy_matmul=1e12 * LEGACY_MMA_TFLOPS.get(major, peak),
+    )
+
+
+def attention_rate(gpu: Gpu, kernel: str, head_dim: int, context: float) -> float:
+    """FLOP/s of a fused attention kernel at a mean causal context (half the window), half the scores counted."""
+    share = ATTENTION_SHARE.get(kernel, ATTENTION_SHARE["sdpa"])
+    rates = rates_of(gpu, "bf16")
+    peak = gpu.tflops.get("bf16") or 0.0
+    top = 1e12 * peak if kernel == "flash_attention_3" else min(rates.legacy_matmul, 1e12 * peak or rates.matmul)
+    by_dim = head_dim / (head_dim + HEAD_DIM_HALF) * (128 + HEAD_DIM_HALF) / 128
+    window = 2 * context
+    return share * top * min(by_dim, 1.1) * window / (window + ATTENTION_HALF_WINDOW)
