@@ -102,7 +102,7 @@ class Work:
         self.errors.append(error_at(node.origin, self.key(name), message, value=value, fix=fix))
 
     def put(self, to: str, node: Node) -> None:
-        """Write our key. A flag overrules the file; two different values from one source are an error."""
+        """Write our key. A flag overrules the file, a value overrules auto; two different values are an error."""
         head, _, rest = to.partition(".")
         if rest:
             around = self.keys.get(head)
@@ -113,8 +113,10 @@ class Work:
             self.keys[head] = self._stronger(self.keys.get(head), node, to)
 
     def _stronger(self, there: Node | None, new: Node, to: str) -> Node:
-        if there is None or there.value is None or there.plain() == new.plain():
+        if there is None or there.value in (None, "auto") or there.plain() == new.plain():
             return new
+        if new.value == "auto":
+            return there
         if there.origin.kind == new.origin.kind:
             said = new.origin.said_as or to
             message = f"{said} and {self.key(to)} mean the same and differ: {new.plain()!r} and {there.plain()!r}"
@@ -126,7 +128,7 @@ def applied(work: Work, table: Table) -> None:
     """Every key of the mapping that the table knows, translated in the file's order."""
     for name, node in list(work.keys.items()):
         rule = table.get(name)
-        if rule is not None:
+        if rule is not None and work.keys.get(name) is node:  # another key's rule may have written or taken it
             _apply(work, name, node, rule)
 
 

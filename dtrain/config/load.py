@@ -17,7 +17,7 @@ from dtrain.config.find import find_file
 from dtrain.config.origins import KeyPath, Loaded, Origin, dotted
 from dtrain.config.schema import Config
 from dtrain.config.tree import Dumper, Node, error_at, read
-from dtrain.config.validate import validated, without_nulls
+from dtrain.config.validate import MISSING, did_you_mean, validated, without_nulls
 from dtrain.errors import BadInput, BadInputs
 
 __all__ = ["Loaded", "Origin", "dump", "find_file", "load", "loads"]
@@ -75,9 +75,15 @@ def from_tree(tree: Node, errors: Sequence[BadInput], file: Path | None) -> Load
     config, wrong = validated(tree, axolotl.names())
     found = [*errors, *translated.errors, *resolved.errors, *wrong, *rules.contradictions(tree)]
     if found or config is None:
-        raise BadInputs(sorted(found, key=lambda error: error.line or 0))
+        raise BadInputs(sorted(_without_echoes(found), key=lambda error: error.line or 0))
     origins = {dotted(path): node.origin for path, node in tree.walk() if path}
     return Loaded(config, origins, (*translated.notes, *resolved.notes, *rules.remarks(config)), file)
+
+
+def _without_echoes(errors: list[BadInput]) -> list[BadInput]:
+    """A missing key that another error takes to be misspelt is told once."""
+    meant = {error.fix for error in errors}
+    return [error for error in errors if not (error.message == MISSING and did_you_mean(str(error.key)) in meant)]
 
 
 # --- the file -----------------------------------------------------------------------------------------------------

@@ -37,6 +37,14 @@ def validated(tree: Node, known: Iterable[str] = ()) -> tuple[Config | None, lis
     return config, [_told(tree, several, known) for several in _by_place(problems, tree)]
 
 
+MISSING = "the key is missing and has no default"
+
+
+def did_you_mean(key: str) -> str:
+    """The fix of a misspelt key."""
+    return f"did you mean `{key}`?"
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word a typo most likely meant."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
@@ -194,6 +202,8 @@ def _told(tree: Node, problems: list[_Problem], known: Iterable[str]) -> BadInpu
     value = None if isinstance(node.value, dict | list) else node.value
     key = dotted(first.path) or None
     message = f"{_named(node)} is not allowed here" if value is None else "this value is not allowed"
+    if node.origin.kind == "file" and node.origin.said_as:
+        message += f" (written as {node.origin.said_as})"
     return error_at(node.origin, key, message, value=value, allowed=wanted, fix=_fix(first.path, value, problems))
 
 
@@ -231,7 +241,7 @@ def _missing(tree: Node, path: KeyPath) -> BadInput:
     }
     origin = around.origin if len(path) > 1 else replace(around.origin, line=None)
     fix = examples.get(str(path[-1]), f"add `{path[-1]}:`")
-    return error_at(origin, dotted(path), "the key is missing and has no default", fix=fix)
+    return error_at(origin, dotted(path), MISSING, fix=fix)
 
 
 def _unknown(node: Node, path: KeyPath, known: Iterable[str]) -> BadInput:
@@ -240,7 +250,7 @@ def _unknown(node: Node, path: KeyPath, known: Iterable[str]) -> BadInput:
     keys = list(here.model_fields) if here is not None else []
     meant = nearest(word, [*keys, *(known if len(path) == 1 else ())])
     elsewhere = [place for place, section in sections() if word in section.model_fields and section is not here]
-    fix = f"did you mean `{meant}`?" if meant else "`dtrain config schema` lists every key"
+    fix = did_you_mean(meant) if meant else "`dtrain config schema` lists every key"
     if elsewhere:
         fix = f"`{word}` belongs under {elsewhere[0]}" if elsewhere[0] else f"`{word}` belongs at the top level"
     return error_at(node.origin, dotted(path), "unknown key", value=word, fix=fix)
