@@ -28,21 +28,21 @@ def command(file: Path, profile_name: str, sets: tuple[str, ...], as_json: bool)
     Needs no GPU and no torch. Exit code 3 when it does not fit, with the nearest changes that would.
     """
     from dtrain.config.load import load
-    from dtrain.hardware import larger_profiles, resolve_profile
-    from dtrain.models import load_facts
+    from dtrain.hardware.profiles import resolve_profile
+    from dtrain.models.hub import load_facts
     from dtrain.planner.nearest import ways_out
     from dtrain.planner.plan import make_plan
 
     loaded = load(file, sets)
     profile = resolve_profile(profile_name)
-    facts = load_facts(loaded.config.base_model)
+    facts = load_facts(loaded.config.base_model, revision=loaded.config.revision_of_model, config_dir=file.parent)
     plan = make_plan(loaded, profile, facts)
-    ways = [] if plan.fits else ways_out(plan, loaded, facts, larger_profiles(profile))
+    ways = [] if plan.accepted else ways_out(plan, loaded, facts)
     if as_json:
-        document = plan.as_json() | ({"ways_out": [way.as_json() for way in ways]} if not plan.fits else {})
+        document = plan.as_json() | ({"ways_out": [way.as_json() for way in ways]} if ways else {})
         click.echo(json.dumps(document, indent=2))
     else:
         from dtrain.show.plan import print_plan
 
         print_plan(plan, ways)
-    sys.exit(0 if plan.fits else 3)
+    sys.exit(0 if plan.accepted else 3)

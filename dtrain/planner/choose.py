@@ -14,13 +14,14 @@ from dtrain.planner.choice import Choice
 from dtrain.planner.memory import Memory, estimate_memory
 from dtrain.planner.pins import Space
 from dtrain.planner.setup import Setup, setup_from
+from dtrain.planner.throughput import StepTime, estimate_time
 
 HEADROOM = 0.08
 """Share of the card kept free: 5 to 10 % is what practice keeps (planning_facts.md)."""
 HOST_HEADROOM = 0.10
 """Share of host memory kept free for the page cache, the data and the system."""
-SAME_SPEED = 0.015
-"""Layouts this close to the fastest are equal to our knowledge; the simplest of them is taken."""
+SAME_SPEED = 0.05
+"""Layouts this close to the fastest cannot be told apart by an estimate; the simplest of them is taken."""
 
 DIMENSIONS = ("zero_stage", "offload_optimizer", "offload_params", "gradient_checkpointing", "micro_batch_size")
 
@@ -30,11 +31,11 @@ class Candidate:
     choice: Choice
     setup: Setup
     memory: Memory
-    step_seconds: float
+    time: StepTime
 
     @property
     def seconds_per_sample(self) -> float:
-        return self.step_seconds / self.choice.global_batch_size
+        return self.time.step_seconds / self.choice.global_batch_size
 
     @property
     def capacity_gib(self) -> float:
@@ -47,6 +48,10 @@ class Candidate:
 
     @property
     def host_fits(self) -> bool:
+        return self.memory.host_memory_gib <= self.setup.profile.host_memory_gib
+
+    @property
+    def host_within_headroom(self) -> bool:
         return self.memory.host_memory_gib <= (1 - HOST_HEADROOM) * self.setup.profile.host_memory_gib
 
     @property
@@ -55,7 +60,7 @@ class Candidate:
 
     @property
     def within_headroom(self) -> bool:
-        return self.host_fits and self.memory.peak + self.headroom_gib <= self.capacity_gib
+        return self.host_within_headroom and self.memory.peak + self.headroom_gib <= self.capacity_gib
 
     @property
     def over_gib(self) -> float:
@@ -134,23 +139,4 @@ def layouts(loaded: Loaded, space: Space, batches: Batches) -> Iterator[Choice]:
 
 def _candidate(loaded: Loaded, facts: ModelFacts, profile: Profile, choice: Choice) -> Candidate:
     setup = setup_from(loaded.config, facts, profile, choice)
-    return Candidate(choice, setup, estimate_memory(setup), step_seconds(setup))
-
-
-def step_seconds(setup: Setup) -> float:
-    """One optimizer step, from first principles without overlap: a stand-in with the right order of layouts."""
-    facts, gpu = setup.facts, setup.profile.gpu
-    tokens = setup.micro_batch_tokens * setup.accumulation
-    flops = 6 * facts.active_parameters + 6 * facts.layer_count * facts.hidden_size * setup.sequence_len
-    recompute = 4 / 3 if setup.checkpointing != "none" else 1.0
-    rate = 0.5e12 * (gpu.measured_tflops_bf16 or gpu.tflops.get("bf16") or gpu.tflops.get("fp32") or 1.0)
-    compute = tokens * flops * recompute / rate
-    moved = {"zero0": 2, "ddp": 2, "zero1": 2, "zero2": 2 * setup.accumulation}.get(
-        setup.sharding, 3 * setup.accumulation
-    )
-    link = 1e9 * (gpu.gpu_link_gb_per_s or gpu.pcie_gb_per_s or 10.0)
-    communication = 2 * moved * setup.trained_parameters / link if setup.ranks > 1 else 0.0
-    offloaded = 0.0
-    if setup.offload_optimizer != "none":
-        offloaded += 8 * setup.trained_parameters / setup.shard_ranks / (1e9 * (gpu.pcie_gb_per_s or 10.0))
-    return compute + communication + offloaded + 0.002 * setup.accumulation
+    return Candidate(choice, setup, estimate_memory(setup), estimate_time(setup))

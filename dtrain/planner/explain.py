@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dtrain.planner.batch import Batches
-from dtrain.planner.choose import DIMENSIONS, HEADROOM, Candidate, Search
+from dtrain.planner.choose import DIMENSIONS, HEADROOM, HOST_HEADROOM, SAME_SPEED, Candidate, Search
 from dtrain.planner.pins import Space
 
 NAMES = {
@@ -34,16 +34,18 @@ def _worth_saying(best: Candidate, space: Space, name: str) -> bool:
 
 
 def _fit(best: Candidate) -> str:
-    peak, capacity = best.memory.peak, best.capacity_gib
+    peak, capacity, profile = best.memory.peak, best.capacity_gib, best.setup.profile
     place = f"peak {peak:.1f} GiB in {best.memory.peak_phase}"
+    host = f"{best.memory.host_memory_gib:.1f} of {profile.host_memory_gib:.1f} GiB of host memory per node"
     if best.within_headroom:
         return f"{place} leaves {capacity - peak:.1f} of {capacity:.1f} GiB free ({HEADROOM:.0%} is kept as reserve)"
-    if best.fits:
-        return f"{place} fits {capacity:.1f} GiB but eats into the reserve of {best.headroom_gib:.1f} GiB"
+    if peak > capacity:
+        return f"{place} is {peak - capacity:.1f} GiB more than the {capacity:.1f} GiB there are"
     if not best.host_fits:
-        host = best.setup.profile.host_memory_gib
-        return f"{best.memory.host_memory_gib:.0f} GiB of host memory per node are needed, {host:.0f} are there"
-    return f"{place} is {peak - capacity:.1f} GiB more than the card's {capacity:.1f} GiB"
+        return f"{host} are needed"
+    if not best.host_within_headroom:
+        return f"{host} are needed, and {HOST_HEADROOM:.0%} should stay free"
+    return f"{place} fits {capacity:.1f} GiB but eats into the reserve of {best.headroom_gib:.1f} GiB"
 
 
 def _dimension(search: Search, space: Space, name: str) -> str:
@@ -78,23 +80,22 @@ def _same_but(best: Candidate, other: Candidate, name: str) -> bool:
 
 def _compare(best: Candidate, rival: Candidate, name: str) -> str:
     """One clause: `2 would be 9 % faster but is 3.1 GiB over`."""
-    gain = best.seconds_per_sample / rival.seconds_per_sample - 1
+    speed = best.seconds_per_sample / rival.seconds_per_sample - 1
+    words = _pace(speed)
     value = getattr(rival.choice, name)
-    if abs(gain) < 0.005:
-        speed = "as fast"
-    else:
-        speed = f"{gain:.0%} faster" if gain > 0 else f"{1 - rival_speed(best, rival):.0%} slower"
     if rival.within_headroom:
-        joint = "and needs" if gain > 0.005 else "with"
-        return f"{value} would be {speed} {joint} {rival.memory.peak:.1f} GiB"
-    if not rival.host_fits:
-        return f"{value} would be {speed} but host memory is too small for it"
-    return f"{value} would be {speed} but is {rival.over_gib:.1f} GiB over what may be used"
+        close = ", too close to tell" if 0.005 < speed <= SAME_SPEED else ""
+        return f"{value} would be {words} with {rival.memory.peak:.1f} GiB{close}"
+    if rival.over_gib <= 0:
+        return f"{value} would be {words} but host memory is too small for it"
+    return f"{value} would be {words} but is {rival.over_gib:.1f} GiB over what may be used"
 
 
-def rival_speed(best: Candidate, rival: Candidate) -> float:
-    """Samples per second of the rival over the best's."""
-    return best.seconds_per_sample / rival.seconds_per_sample
+def _pace(speed: float) -> str:
+    """Samples per second, as a share more or less than the layout that was taken."""
+    if abs(speed) < 0.005:
+        return "as fast"
+    return f"{speed:.0%} faster" if speed > 0 else f"{-speed:.0%} slower"
 
 
 def _attention(best: Candidate, space: Space) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dtrain.config.origins import Loaded
 from dtrain.config.schema import Config
 from dtrain.errors import BadInput, DoesNotFit
-from dtrain.hardware.profiles import Profile
+from dtrain.hardware.gpus import GPUS, shortest
+from dtrain.hardware.machines import largest_usual
+from dtrain.hardware.profiles import Profile, resolve_profile
 from dtrain.models.facts import ModelFacts
 from dtrain.planner.counts import DataCounts
 from dtrain.planner.plan import Plan, make_plan
@@ -43,26 +45,33 @@ class _Try:
     sets: Mapping[str, Any]
     profile: Profile
 
+    @property
+    def kind(self) -> str:
+        """Of changes of one kind only the first that fits is told."""
+        return ",".join(self.sets) if self.sets else "machine"
 
-def ways_out(
-    plan: Plan, loaded: Loaded, facts: ModelFacts, machines: Sequence[Profile] = (), most: int = 3
-) -> list[Way]:
-    """Up to `most` changes that fit within the headroom, nearest first. `machines`: larger ones, smallest first."""
+
+def ways_out(plan: Plan, loaded: Loaded, facts: ModelFacts, most: int = 3) -> list[Way]:
+    """Up to `most` changes that fit within the headroom, nearest first; of larger machines the first that does."""
     found: list[Way] = []
-    for one in _tries(plan, loaded, machines):
-        fitting = _planned(one, loaded, facts, plan.counts)
+    seen: set[str] = set()
+    if plan.fits:
+        found.append(_without_reserve(plan))
+    for one in _tries(plan, loaded):
+        fitting = None if one.kind in seen else _planned(one, loaded, facts, plan.counts)
         if fitting is not None:
+            seen.add(one.kind)
             found.append(_way(one, plan, fitting))
         if len(found) == most:
             break
     return found
 
 
-def require_fit(plan: Plan, loaded: Loaded, facts: ModelFacts, machines: Sequence[Profile] = ()) -> None:
+def require_fit(plan: Plan, loaded: Loaded, facts: ModelFacts) -> None:
     """Raise DoesNotFit, with the nearest ways out as its fix, unless the plan fits."""
-    if plan.fits:
+    if plan.accepted:
         return
-    ways = ways_out(plan, loaded, facts, machines)
+    ways = ways_out(plan, loaded, facts)
     raise DoesNotFit(
         plan.reasons[0],
         file=plan.config,
@@ -73,11 +82,26 @@ def require_fit(plan: Plan, loaded: Loaded, facts: ModelFacts, machines: Sequenc
     )
 
 
-def _tries(plan: Plan, loaded: Loaded, machines: Sequence[Profile]) -> Iterator[_Try]:
+def _without_reserve(plan: Plan) -> Way:
+    """The layout itself, every figure of it said by the person."""
+    choice = plan.choice
+    pinned = {key: getattr(choice, key) for key in (*MEMORY_KEYS, "micro_batch_size")}
+    pinned["global_batch_size"] = choice.global_batch_size
+    for key in ("batch_size", "gradient_accumulation_steps"):
+        pinned[key] = None
+    return Way("insist, without the reserve", "it may run out of memory", _command(plan.config, plan.profile, pinned))
+
+
+def _command(config: str, profile: Profile, sets: Mapping[str, Any]) -> str:
+    flags = "".join(f" --set {shlex.quote(f'{key}={_yaml(value)}')}" for key, value in sets.items())
+    return f"dtrain plan {shlex.quote(config)} --profile {shlex.quote(profile.name)}{flags}"
+
+
+def _tries(plan: Plan, loaded: Loaded) -> Iterator[_Try]:
     """Nearest first: what changes no result, then the machine, then the training itself."""
     config, profile = loaded.config, plan.profile
     yield from _unpinned(config, profile)
-    for one in machines:
+    for one in larger_machines(profile):
         yield _Try(f"profile {one.name}", "another machine", {}, one)
     if config.optimizer in ADAMS and config.offload_optimizer in ("auto", "none"):
         sets = {"optimizer": "adamw_bnb_8bit"}
@@ -94,6 +118,22 @@ def _tries(plan: Plan, loaded: Loaded, machines: Sequence[Profile]) -> Iterator[
     while window >= SHORTEST_WINDOW:
         yield _Try(f"sequence_len {window}", "longer rows do not fit it", {"sequence_len": window}, profile)
         window //= 2
+
+
+def larger_machines(profile: Profile) -> list[Profile]:
+    """More of the same cards, then cards with more memory, smallest first; none for a person's own machine."""
+    if profile.is_cpu or profile.gpu.name not in GPUS:
+        return []
+    card, usual = shortest(profile.gpu), largest_usual(profile.gpu.name)
+    counts = [count for count in (2, 4, 8) if profile.gpus_per_node < count <= usual]
+    names = [f"{card}x{count}" for count in counts] if profile.nodes == 1 else []
+    names += [f"{card}x{usual}x{2 * profile.nodes}"]
+    bigger = sorted(
+        (gpu for gpu in GPUS.values() if gpu.memory_gib > profile.gpu.memory_gib and gpu.support == "full"),
+        key=lambda gpu: gpu.memory_gib,
+    )
+    names += [f"{shortest(gpu)}x{min(profile.gpus_per_node, largest_usual(gpu.name))}" for gpu in bigger]
+    return [resolve_profile(name) for name in names]
 
 
 def _unpinned(config: Config, profile: Profile) -> Iterator[_Try]:
@@ -129,11 +169,13 @@ def _planned(one: _Try, loaded: Loaded, facts: ModelFacts, known: DataCounts) ->
 
 
 def _way(one: _Try, plan: Plan, fitting: Plan) -> Way:
-    flags = "".join(f" --set {shlex.quote(f'{key}={_yaml(value)}')}" for key, value in one.sets.items())
-    command = f"dtrain plan {shlex.quote(plan.config)} --profile {shlex.quote(one.profile.name)}{flags}"
     ratio = fitting.hours / plan.hours
     pace = f"{duration(fitting.hours * 3600)} in all, {ratio:.1f}x the time" if plan.hours > 0 else ""
-    return Way(one.change, f"{one.loss}; {pace}; peak {fitting.memory.peak:.1f} GiB", command)
+    return Way(
+        one.change,
+        f"{one.loss}; {pace}; peak {fitting.memory.peak:.1f} GiB",
+        _command(plan.config, one.profile, one.sets),
+    )
 
 
 def _yaml(value: Any) -> str:

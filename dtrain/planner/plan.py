@@ -16,23 +16,14 @@ from dtrain.hardware.profiles import Profile
 from dtrain.models.facts import ModelFacts
 from dtrain.planner.batch import batches
 from dtrain.planner.choice import Choice
-from dtrain.planner.choose import Candidate, search, step_seconds
+from dtrain.planner.choose import Candidate, search
 from dtrain.planner.counts import DataCounts, estimate_counts
 from dtrain.planner.explain import reasons
 from dtrain.planner.memory import TERMS, Memory
 from dtrain.planner.pins import space_of
+from dtrain.planner.throughput import StepTime, estimate_time
 
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """For full windows of `sequence_len`."""
-
-    step_seconds: float
-    tokens_per_second: float
-    tokens_per_second_per_gpu: float
-    mfu: float | None
 
 
 @dataclass(frozen=True)
@@ -65,7 +56,7 @@ class Plan:
     within_headroom: bool
     headroom_gib: float
     trainable_parameters: int
-    throughput: Throughput
+    time: StepTime
     schedule: Schedule
     hours: float
     cost: Cost | None
@@ -76,6 +67,11 @@ class Plan:
     """The layout behind it, with everything the estimate was made from."""
     layouts: int
     """How many were looked at."""
+
+    @property
+    def accepted(self) -> bool:
+        """May start. The planner itself keeps the reserve; a file that leaves it no choice may eat into it."""
+        return self.within_headroom or (self.fits and self.layouts == 1)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -99,10 +95,10 @@ class Plan:
             "phases": [{"name": one.name, "terms": _rounded(one.terms)} for one in self.memory.phases],
             "host_memory_gib": _round(self.memory.host_memory_gib),
             "throughput": {
-                "step_seconds": _round(self.throughput.step_seconds),
-                "tokens_per_second": _round(self.throughput.tokens_per_second),
-                "tokens_per_second_per_gpu": _round(self.throughput.tokens_per_second_per_gpu),
-                "mfu": _round(self.throughput.mfu),
+                "step_seconds": _round(self.time.step_seconds),
+                "tokens_per_second": _round(self.time.tokens_per_second),
+                "tokens_per_second_per_gpu": _round(self.time.tokens_per_second_per_gpu),
+                "mfu": _round(self.time.mfu),
             },
             "schedule": {"steps": self.schedule.steps, "tokens": self.schedule.tokens, "source": self.schedule.source},
             "hours": _round(self.hours),
@@ -132,7 +128,7 @@ def make_plan(loaded: Loaded, profile: Profile, facts: ModelFacts, counts: DataC
         within_headroom=best.within_headroom,
         headroom_gib=best.headroom_gib,
         trainable_parameters=best.setup.trained_parameters,
-        throughput=throughput_of(best),
+        time=best.time,
         schedule=schedule,
         hours=hours,
         cost=cost_of(profile, hours),
@@ -145,21 +141,6 @@ def make_plan(loaded: Loaded, profile: Profile, facts: ModelFacts, counts: DataC
 
 
 # --- time and money -----------------------------------------------------------------------------------------------
-
-
-def throughput_of(best: Candidate) -> Throughput:
-    tokens = best.setup.step_tokens / best.step_seconds
-    return Throughput(best.step_seconds, tokens, tokens / best.setup.ranks, model_flops_utilisation(best, tokens))
-
-
-def model_flops_utilisation(best: Candidate, tokens_per_second: float) -> float | None:
-    """Causal model FLOPs (6·parameters + 6·layers·hidden·sequence per token) over the dense datasheet peak."""
-    facts, gpu = best.setup.facts, best.setup.profile.gpu
-    peak = gpu.tflops.get(best.choice.precision)
-    if not peak:
-        return None
-    per_token = 6 * facts.active_parameters + 6 * facts.layer_count * facts.hidden_size * best.setup.sequence_len
-    return tokens_per_second * per_token / (peak * 1e12 * best.setup.ranks)
 
 
 def schedule_of(loaded: Loaded, counts: DataCounts, best: Candidate) -> Schedule:
@@ -177,7 +158,7 @@ def _mean_step_seconds(best: Candidate, schedule: Schedule) -> float:
     """A step at the real mean length of a slot."""
     slots = schedule.steps * best.choice.global_batch_size
     mean = max(1, min(best.setup.sequence_len, round(schedule.tokens / slots)))
-    return step_seconds(replace(best.setup, sequence_len=mean))
+    return estimate_time(replace(best.setup, sequence_len=mean)).step_seconds
 
 
 def cost_of(profile: Profile, hours: float) -> Cost | None:

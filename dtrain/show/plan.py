@@ -50,7 +50,7 @@ def _headline(plan: Plan) -> Text:
     text.append(f"{memory.peak:.1f} of {capacity:.1f} GiB per {_card(plan)} at the peak ({memory.peak_phase}), ")
     text.append(f"between {memory.peak_low:.1f} and {memory.peak_high:.1f}\n")
     text.append(f"{plan.schedule.steps:,} steps in {duration(plan.hours * 3600)}")
-    text.append(f", {plan.throughput.tokens_per_second:,.0f} tokens/s")
+    text.append(f", {plan.time.tokens_per_second:,.0f} tokens/s")
     if plan.cost is not None:
         text.append(f", {dollars(plan.cost.total)} at {dollars(plan.cost.usd_per_hour)}/h")
     return text
@@ -129,7 +129,7 @@ def _run(plan: Plan) -> RenderableType:
 
 
 def _speed(plan: Plan) -> str:
-    pace = plan.throughput
+    pace = plan.time
     words = f"{duration(pace.step_seconds)} a step, {pace.tokens_per_second_per_gpu:,.0f} tokens/s per {_card(plan)}"
     return words if pace.mfu is None else f"{words}, MFU {pace.mfu:.0%}"
 
