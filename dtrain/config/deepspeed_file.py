@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 from dtrain.config.schema import Config
 from dtrain.errors import BadInput, BadInputs
@@ -77,19 +77,50 @@ class AutoValues:
 def fill_auto(document: Mapping[str, Any], values: AutoValues) -> dict[str, Any]:
     """The document with every "auto" filled. BadInputs with each value that disagrees with the config."""
     filled: dict[str, Any] = json.loads(json.dumps(document))
-    errors = []
-    for key, value in _expected(values).items():
+    expected = _expected(values)
+    for key, value in expected.items():
         around, last = _around(filled, key)
-        if around is None or last not in around:
-            continue
-        if around[last] == "auto":
+        if around is not None and around.get(last) == "auto":
             _fill(around, last, value)
-        elif key not in _FREE and not _agree(around[last], value):
-            errors.append(_mismatch(key, around[last], value))
+    errors = mismatches(filled, {key: value for key, value in expected.items() if key not in _FREE})
     errors += [_left_auto(key) for key in _autos(filled, "")]
     if errors:
         raise BadInputs(errors)
     return filled
+
+
+def mismatches(document: Mapping[str, Any], expected: Mapping[str, Any]) -> list[BadInput]:
+    """An error for each value of the document that is neither "auto" nor what is expected (by dotted key)."""
+    found = []
+    for key, value in expected.items():
+        around, last = _around(document, key)
+        if around is not None and last in around and around[last] != "auto" and not _agree(around[last], value):
+            found.append(_mismatch(key, around[last], value))
+    return found
+
+
+def said_in(config: Config) -> dict[str, Any]:
+    """What the config alone says about a DeepSpeed document, by dotted key: known before anything is planned."""
+    return {
+        "gradient_clipping": config.max_grad_norm,
+        "optimizer.params.lr": config.learning_rate,
+        "optimizer.params.betas": [config.adam_beta1, config.adam_beta2],
+        "optimizer.params.eps": config.adam_epsilon,
+        "optimizer.params.weight_decay": config.weight_decay,
+        "scheduler.params.warmup_max_lr": config.learning_rate,
+        "optimizer.type": _optimizer_type(config.optimizer),
+        "scheduler.type": _SCHEDULER_TYPES.get(config.lr_scheduler),
+    }
+
+
+def _optimizer_type(optimizer: str) -> str | None:
+    """Our optimizer as DeepSpeed calls it (deepspeed/runtime/config.py); None: it has none like it."""
+    types = {"adamw": "AdamW", "lion": "Lion", "muon": "Muon", "sgd": "SGD"}
+    return next((name for kind, name in types.items() if kind in optimizer.split("_")), None)
+
+
+_SCHEDULER_TYPES = {"linear": "WarmupDecayLR", "constant_with_warmup": "WarmupLR", "cosine": "WarmupCosineLR"}
+"""Our schedules as DeepSpeed calls them (deepspeed/runtime/lr_schedules.py). dtrain's own one runs."""
 
 
 def _expected(values: AutoValues) -> dict[str, Any]:
@@ -130,11 +161,11 @@ _SAID_BY = {
     "optimizer.params.betas": "adam_beta1 and adam_beta2", "optimizer.params.eps": "adam_epsilon",
     "optimizer.params.weight_decay": "weight_decay", "scheduler.params.warmup_max_lr": "learning_rate",
     "scheduler.params.warmup_num_steps": "warmup_steps", "scheduler.params.total_num_steps": "max_steps",
-    "bf16.enabled": "bf16", "fp16.enabled": "fp16",
+    "bf16.enabled": "bf16", "fp16.enabled": "fp16", "optimizer.type": "optimizer", "scheduler.type": "lr_scheduler",
 }  # fmt: skip
 
 
-def _around(document: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:
+def _around(document: Mapping[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:
     *path, last = key.split(".")
     here: Any = document
     for part in path:
@@ -161,9 +192,10 @@ def _agree(said: Any, value: Any) -> bool:
 
 def _mismatch(key: str, said: Any, value: Any) -> BadInput:
     ours = _SAID_BY.get(key)
-    meant = "is not known here" if value is None else f"is {value}"
+    meant = "asks for something else" if value is None else f"is {value}"
     message = f"the DeepSpeed config says {said!r}, but {ours or 'what the run uses'} {meant}"
-    return BadInput(message, key=f"deepspeed.{key}", value=said, allowed=value, fix=f'write "auto" for {key}')
+    fix = f"leave {key.split('.')[0]} out" if key.endswith(".type") else f'write "auto" for {key}'
+    return BadInput(message, key=f"deepspeed.{key}", value=said, allowed=value, fix=fix)
 
 
 def _autos(document: Mapping[str, Any], place: str) -> Iterator[str]:
@@ -177,81 +209,3 @@ def _autos(document: Mapping[str, Any], place: str) -> Iterator[str]:
 
 def _left_auto(key: str) -> BadInput:
     return BadInput('"auto" means nothing for this key', key=f"deepspeed.{key}", value="auto", fix="write a value")
-
-
-# --- for the engine -----------------------------------------------------------------------------------------------
-
-
-class Chosen(Protocol):
-    """What is read of the planner's choice (`dtrain.planner.choice.Choice`)."""
-
-    @property
-    def micro_batch_size(self) -> int: ...
-    @property
-    def gradient_accumulation_steps(self) -> int: ...
-    @property
-    def global_batch_size(self) -> int: ...
-    @property
-    def precision(self) -> str: ...
-
-
-_OURS = {
-    "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "gradient_clipping",
-    "bf16.enabled", "fp16.enabled", "optimizer", "scheduler", "zero_optimization.stage",
-    "zero_optimization.offload_optimizer.device", "zero_optimization.offload_param.device",
-}  # fmt: skip
-"""What dtrain tells DeepSpeed (or does) itself; checked to agree, then left out."""
-
-
-def said_by(config: Config, choice: Chosen, world: int, plan: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the person's DeepSpeed config adds to what dtrain writes, "auto" filled; None without one.
-
-    BadInputs where it disagrees with the config. `world` is the number of ranks, `plan` the run's plan.json.
-    """
-    found = of(config)
-    if found is None:
-        return None
-    filled = fill_auto(found.document, auto_values(config, choice, plan))
-    _check_kinds(filled, config)
-    for key in _OURS:
-        around, last = _around(filled, key)
-        if around is not None:
-            around.pop(last, None)
-    return {key: value for key, value in filled.items() if value != {}}
-
-
-def auto_values(config: Config, choice: Chosen, plan: Mapping[str, Any]) -> AutoValues:
-    """The run's values, from what the person said and what the planner chose."""
-    return AutoValues(
-        micro_batch_size=choice.micro_batch_size,
-        gradient_accumulation_steps=choice.gradient_accumulation_steps,
-        train_batch_size=choice.global_batch_size,
-        max_grad_norm=config.max_grad_norm,
-        learning_rate=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-        bf16=choice.precision == "bf16",
-        fp16=choice.precision == "fp16",
-        warmup_steps=config.warmup_steps,
-        total_steps=plan.get("schedule", {}).get("steps"),
-        hidden_size=plan.get("model", {}).get("hidden_size"),
-    )
-
-
-_OPTIMIZERS = {"adam": "adamw", "adamw": "adamw", "lion": "lion", "muon": "muon", "sgd": "sgd"}
-_SCHEDULERS = {"WarmupDecayLR": "linear", "WarmupLR": "constant_with_warmup", "WarmupCosineLR": "cosine"}
-
-
-def _check_kinds(document: Mapping[str, Any], config: Config) -> None:
-    """The optimizer and scheduler of the document must be those of the config, which are the ones that run."""
-    errors = []
-    optimizer, scheduler = (document.get(key) or {} for key in ("optimizer", "scheduler"))
-    kind = str(optimizer.get("type", ""))
-    if kind and _OPTIMIZERS.get(kind.lower(), "?") not in config.optimizer:
-        errors.append(_mismatch("optimizer.type", kind, config.optimizer))
-    kind = str(scheduler.get("type", ""))
-    if kind and _SCHEDULERS.get(kind) != config.lr_scheduler:
-        errors.append(_mismatch("scheduler.type", kind, config.lr_scheduler))
-    if errors:
-        raise BadInputs(errors)

@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from dtrain.config.deepspeed_file import pins
+from dtrain.config.deepspeed_file import mismatches, pins, said_in
 from dtrain.config.find import find_file
 from dtrain.config.origins import Origin
+from dtrain.config.schema import Config
 from dtrain.config.tree import Node, error_at, grown, read
 from dtrain.config.validate import at, nearest
 from dtrain.errors import BadInput
@@ -63,9 +65,8 @@ def resolve(tree: Node, config_file: Path | None) -> Resolved:
             return Resolved(replace(tree, value=_without(tree.value, "deepspeed")), (), (error,))
     keys = {**tree.value, "deepspeed": said}
     errors = [*_unknown_keys(said), *_bad_pins(said)]
-    found = pins(said.plain())
-    for key, path in _PINNED.items():
-        clash = _pin(keys, said, key, path, getattr(found, key))
+    for key, value in _pinned_by(said.plain(), keys).items():
+        clash = _pin(keys, said, key, _PINNED[key], value)
         errors += [clash] if clash else []
     return Resolved(replace(tree, value=keys), notes, tuple(errors))
 
@@ -74,7 +75,37 @@ _PINNED = {
     "zero_stage": ("zero_optimization", "stage"),
     "offload_optimizer": ("zero_optimization", "offload_optimizer", "device"),
     "offload_params": ("zero_optimization", "offload_param", "device"),
+    "micro_batch_size": ("train_micro_batch_size_per_gpu",),
+    "gradient_accumulation_steps": ("gradient_accumulation_steps",),
+    "global_batch_size": ("train_batch_size",),
 }
+"""Our key → the path of what pins it in a DeepSpeed config."""
+
+
+def _pinned_by(document: dict[str, Any], keys: dict[str, Node]) -> dict[str, int | str | None]:
+    """Our keys and their values. One way of saying the accumulation is enough; the engine checks the others."""
+    found = pins(document)
+    sizes = {key: document.get(_PINNED[key][0]) for key in ("micro_batch_size", *_ACCUMULATION)}
+    sizes = {key: size for key, size in sizes.items() if type(size) is int}
+    said = [key for key in ("batch_size", *_ACCUMULATION) if key in keys and keys[key].value is not None]
+    others = _ACCUMULATION if said else [key for key in _ACCUMULATION if key in sizes][1:]
+    zero = {key: getattr(found, key) for key in ("zero_stage", "offload_optimizer", "offload_params")}
+    return zero | {key: size for key, size in sizes.items() if key not in others or key in said}
+
+
+_ACCUMULATION = ("gradient_accumulation_steps", "global_batch_size")
+
+
+def disagreements(config: Config, tree: Node) -> list[BadInput]:
+    """Values of the DeepSpeed config that are not "auto" and not what the config says, at their lines."""
+    document = tree.value.get("deepspeed")
+    if document is None or not isinstance(config.deepspeed, dict):
+        return []
+    found = mismatches(config.deepspeed, said_in(config))
+    for error in found:
+        node = at(tree, tuple(str(error.key).split("."))) or document
+        error.file, error.line = node.origin.file, node.origin.line
+    return found
 
 
 def _pin(

@@ -74,6 +74,7 @@ def from_tree(tree: Node, errors: Sequence[BadInput], file: Path | None) -> Load
     tree = resolved.tree
     config, wrong = validated(tree, axolotl.names())
     found = [*errors, *translated.errors, *resolved.errors, *wrong, *rules.contradictions(tree)]
+    found += deepspeed_read.disagreements(config, tree) if config is not None else []
     if found or config is None:
         raise BadInputs(sorted(_without_echoes(found), key=lambda error: error.line or 0))
     origins = {dotted(path): node.origin for path, node in tree.walk() if path}

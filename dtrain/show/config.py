@@ -38,7 +38,7 @@ def rows(loaded: Loaded, planned: Mapping[str, Any] | None = None) -> list[Row]:
 
 
 def _left_open(row: Row, chosen: Mapping[str, Any]) -> bool:
-    return row.key in chosen and row.value in ("auto", None)
+    return row.value in ("auto", None) and chosen.get(row.key) is not None
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

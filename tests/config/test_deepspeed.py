@@ -3,13 +3,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dtrain import assets
-from dtrain.config.deepspeed_file import AutoValues, fill_auto, of, pins, said_by
+from dtrain.config.deepspeed_file import AutoValues, fill_auto, of, pins
 from dtrain.config.deepspeed_read import AXOLOTL_FILES, KNOWN_KEYS
 from dtrain.config.load import dump, load, loads
 from dtrain.errors import BadInputs
@@ -161,33 +160,55 @@ def test_what_is_not_known_is_left_to_the_engine() -> None:
     }
 
 
-CHOICE = SimpleNamespace(micro_batch_size=2, gradient_accumulation_steps=4, global_batch_size=64, precision="bf16")
-PLAN = {"schedule": {"steps": 100}, "model": {"hidden_size": 64}}
+@pytest.mark.parametrize(
+    ("document", "key"),
+    [
+        ("{optimizer: {type: Muon}}", "optimizer.type"),
+        ("{optimizer: {type: Lion}}", "optimizer.type"),
+        ("{optimizer: {type: AdamW, params: {lr: 0.1}}}", "optimizer.params.lr"),
+        ("{scheduler: {type: WarmupLR}}", "scheduler.type"),
+        ("{gradient_clipping: 3.0}", "gradient_clipping"),
+    ],
+)
+def test_disagreements_are_told_when_the_file_is_loaded(document: str, key: str, errors: Any) -> None:
+    found = errors(f"seed: 1\ndeepspeed: {document}\n")[f"deepspeed.{key}"]
+    assert found.line == 5
+    assert found.fix
 
 
-def test_the_engine_hears_only_what_it_does_not_decide_itself(config: Any) -> None:
-    assert said_by(config("").config, CHOICE, 8, PLAN) is None
-    said = said_by(config("deepspeed: ds_configs/zero3_offload.json\n").config, CHOICE, 8, PLAN)
-    assert said is not None
-    assert not {"train_batch_size", "gradient_clipping", "bf16", "optimizer"} & set(said)
-    assert said["zero_optimization"]["reduce_bucket_size"] == 64 * 64
-    assert said["zero_optimization"]["offload_param"] == {"pin_memory": True}
-    assert "stage" not in said["zero_optimization"]
+def test_the_same_values_are_fine(config: Any) -> None:
+    config(
+        "learning_rate: 1e-3\nlr_scheduler: linear\noptimizer: adamw_bnb_8bit\nmax_grad_norm: 3\n"
+        "deepspeed: {optimizer: {type: AdamW, params: {lr: 0.001, betas: [0.9, 0.999], torch_adam: true}},"
+        " scheduler: {type: WarmupDecayLR}, gradient_clipping: 3.0}\n"
+    )
 
 
 @pytest.mark.parametrize(
-    "document",
+    ("optimizer", "kind"),
     [
-        "{optimizer: {type: Lion}}",
-        "{scheduler: {type: WarmupLR}}",
-        "{fp16: {enabled: true}}",
-        "{gradient_clipping: 3.0}",
+        ("paged_adamw_8bit", "AdamW"),
+        ("lion_32bit", "Lion"),
+        ("paged_lion_8bit", "Lion"),
+        ("muon", "Muon"),
+        ("sgd", "SGD"),
     ],
 )
-def test_the_engine_is_told_of_disagreements(document: str, config: Any) -> None:
-    loaded = config(f"deepspeed: {document}\n")
-    with pytest.raises(BadInputs):
-        said_by(loaded.config, CHOICE, 8, PLAN)
+def test_optimizers_under_deepspeeds_names(optimizer: str, kind: str, config: Any) -> None:
+    config(f"optimizer: {optimizer}\ndeepspeed: {{optimizer: {{type: {kind}}}}}\n")
+
+
+def test_batch_sizes_of_the_document_are_pins(config: Any, errors: Any) -> None:
+    loaded = config(
+        "deepspeed: {train_micro_batch_size_per_gpu: 2, gradient_accumulation_steps: 3, train_batch_size: 48}\n"
+    )
+    assert (loaded.config.micro_batch_size, loaded.config.gradient_accumulation_steps) == (2, 3)
+    assert loaded.config.global_batch_size is None
+    assert loads(dump(loaded.config)).config == loaded.config
+    assert config("deepspeed: {train_batch_size: 48}\n").config.global_batch_size == 48
+    assert config("batch_size: 8\ndeepspeed: {gradient_accumulation_steps: 2}\n").config.batch_size == 8
+    assert errors("micro_batch_size: 4\ndeepspeed: {train_micro_batch_size_per_gpu: 2}\n")["micro_batch_size"]
+    assert errors("gradient_accumulation_steps: 4\ndeepspeed: {gradient_accumulation_steps: 2}\n")
 
 
 def test_known_keys_are_deepspeeds_own() -> None:
