@@ -12,13 +12,10 @@ from typing import Any
 
 from dtrain.errors import BadInput, PartMissing
 from dtrain.files import write_whole
-from dtrain.launch import here, machine
+from dtrain.launch import here
 from dtrain.launch.api import Handle, Job, Rendered, Status
 from dtrain.launch.spec import DEFAULT_GRACE_SECONDS, spec_for
 from dtrain.paths import RunPaths
-
-SAME_CARD = 0.9
-"""A card with less than this share of the planned memory is another card than the profile says."""
 
 
 class LocalLauncher:
@@ -35,7 +32,7 @@ class LocalLauncher:
         if job.nodes > 1:
             return [f"the profile has {job.nodes} nodes and this is one machine: take a profile with one node"]
         if job.device == "cuda":
-            refuse_other_gpus(job, machine.gpus())
+            here.refuse_other_gpus(job, here.gpus())
         return []
 
     def render(self, job: Job) -> Rendered:
@@ -109,22 +106,3 @@ _OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
 def _is_variable(item: tuple[Any, Any]) -> bool:
     name, value = item
     return isinstance(name, str) and name != "" and "=" not in name and "\0" not in f"{name}{value}"
-
-
-def refuse_other_gpus(job: Job, found: list[machine.GpuHere]) -> None:
-    """A profile that this machine is not is the person's mistake: BadInput with what is here."""
-    if len(found) < job.ranks_per_node:
-        raise BadInput(
-            f"the profile has {job.ranks_per_node} GPUs and this machine shows {len(found)}",
-            key="--profile",
-            allowed=f"up to {len(found)} GPUs here" if found else "cpu, cpux4: nvidia-smi shows no GPU here",
-            fix="--profile auto takes what is here; CUDA_VISIBLE_DEVICES hides GPUs",
-        )
-    planned_gib = job.plan.get("profile", {}).get("capacity_gib")
-    smallest = min(found[: job.ranks_per_node], key=lambda gpu: gpu.memory_gib)
-    if planned_gib and smallest.memory_gib < SAME_CARD * planned_gib:
-        raise BadInput(
-            f"the profile's cards have {planned_gib:.0f} GiB, and a {smallest.name} here has {smallest.memory_gib:.0f}",
-            key="--profile",
-            fix="--profile auto plans for the cards that are here",
-        )

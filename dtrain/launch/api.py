@@ -28,6 +28,8 @@ class Job:
     """plan.json, for what a launcher prints or asks for (hours, memory); never to decide about training."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """`launchers.NAME` of the config."""
+    working_directory: str = ""
+    """Where it was launched first: relative paths of the config mean this folder, also after a resume elsewhere."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment the run needs beside the caller's own; never secrets."""
 

@@ -116,7 +116,7 @@ def run_files(config: Config, plan: Mapping[str, Any], entry: Entry) -> dict[str
     about = {
         "schema_version": 1, "id": entry.id, "name": entry.name, "launcher": entry.launcher, "profile": entry.profile,
         "created": entry.created, "nodes": entry.nodes, "ranks_per_node": entry.ranks_per_node, "device": entry.device,
-        "options": dict(entry.options),
+        "working_directory": entry.working_directory, "options": dict(entry.options),
     }  # fmt: skip
     return {"config.yaml": dump(config), "plan.json": _json(plan), "run.json": _json(about)}
 
@@ -199,4 +199,5 @@ def job_of(entry: Entry, plan: Mapping[str, Any]) -> Job:
         device="cuda" if entry.device == "cuda" else "cpu",
         plan=plan,
         options=entry.options,
+        working_directory=entry.working_directory,
     )

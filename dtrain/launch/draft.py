@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -108,6 +109,7 @@ def draft(made: Planned, on: str, name: str | None) -> Draft:
         nodes=made.profile.nodes,
         ranks_per_node=made.profile.gpus_per_node,
         device="cpu" if made.profile.is_cpu else "cuda",
+        working_directory=os.getcwd(),
         options=config.launchers[on].model_dump() if on in config.launchers else {},
     )
     plan = made.plan.as_json()

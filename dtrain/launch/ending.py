@@ -64,17 +64,26 @@ def step_reached(paths: RunPaths) -> int:
     return max(int(state.get("step") or 0), last_checkpoint(paths) or 0)
 
 
-def put_aside(paths: RunPaths) -> None:
+def put_aside(paths: RunPaths) -> Path | None:
     """Move what the run's last life left (exit.json, state.json, error files) to past/N: a new one can begin."""
     left = [paths.exit, paths.state, paths.supervisor, paths.report, *paths.logs.glob("*.error.json")]
     left = [path for path in left if path.exists()]
     if not left:
-        return
+        return None
     number = 1 + sum(1 for _ in paths.past.glob("*"))
     folder = paths.past / str(number)
     folder.mkdir(parents=True)
     for path in left:
         path.replace(folder / path.name)
+    return folder
+
+
+def put_back(paths: RunPaths, aside: Path | None) -> None:
+    """Undo `put_aside`: the new life did not begin."""
+    for path in aside.iterdir() if aside is not None else ():
+        path.replace((paths.logs if path.name.endswith(".error.json") else paths.run) / path.name)
+    if aside is not None:
+        aside.rmdir()
 
 
 def last_checkpoint(paths: RunPaths) -> int | None:

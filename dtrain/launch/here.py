@@ -9,9 +9,10 @@ import sys
 import time
 from collections.abc import Iterator
 
-from dtrain.errors import LauncherRefused
+from dtrain.errors import BadInput, LauncherRefused
+from dtrain.hardware.this_machine import Listed, listed_gpus
 from dtrain.launch import runlogs
-from dtrain.launch.api import Status
+from dtrain.launch.api import Job, Status
 from dtrain.launch.ending import Ending
 from dtrain.launch.process import end_run_processes
 from dtrain.launch.spec import LaunchSpec
@@ -21,6 +22,8 @@ from dtrain.paths import RunPaths
 START_SECONDS = 60.0
 """A supervisor is up in a tenth of a second; a loaded machine may take longer."""
 POLL_SECONDS = 0.02
+SAME_CARD = 0.9
+"""A card with less than this share of the planned memory is another card than the profile says."""
 
 
 def supervise_command(paths: RunPaths) -> tuple[str, ...]:
@@ -103,3 +106,35 @@ def _wait_until_gone(paths: RunPaths, patience_seconds: float) -> None:
     deadline = time.monotonic() + patience_seconds
     while _is_running(paths) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
+
+
+def gpus() -> list[Listed]:
+    """The GPUs a process started here would see."""
+    return listed_gpus()
+
+
+def refuse_other_gpus(job: Job, found: list[Listed]) -> None:
+    """A profile that this machine is not is the person's mistake: BadInput with what is here."""
+    if len(found) < job.ranks_per_node:
+        raise BadInput(
+            f"the profile has {job.ranks_per_node} GPUs and this machine shows {len(found)}",
+            key="--profile",
+            allowed=f"up to {len(found)} GPUs here" if found else "cpu, cpux4: nvidia-smi shows no GPU here",
+            fix="--profile auto takes what is here; CUDA_VISIBLE_DEVICES hides GPUs",
+        )
+    planned_gib = job.plan.get("profile", {}).get("capacity_gib")
+    smallest = min(found[: job.ranks_per_node], key=memory_gib)
+    if planned_gib and memory_gib(smallest) < SAME_CARD * planned_gib:
+        raise BadInput(
+            f"the profile's cards have {planned_gib:.0f} GiB, and a {smallest.name} here has {memory_gib(smallest):.0f}",
+            key="--profile",
+            fix="--profile auto plans for the cards that are here",
+        )
+
+
+def memory_gib(gpu: Listed) -> float:
+    """0 where the driver does not tell."""
+    try:
+        return float(gpu.memory_mib) / 1024
+    except ValueError:
+        return 0.0

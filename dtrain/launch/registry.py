@@ -32,6 +32,7 @@ class Entry:
     nodes: int = 1
     ranks_per_node: int = 1
     device: str = "cpu"
+    working_directory: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     """`launchers.NAME` of the config, for a later submit of the same run."""
     handle: Mapping[str, Any] | None = None

@@ -102,7 +102,7 @@ def spec_for(
         ranks=torchrun_command(job, port),
         ranks_per_node=job.ranks_per_node,
         device=job.device,
-        working_directory=os.getcwd(),
+        working_directory=job.working_directory or os.getcwd(),
         env={**job.env, **(env or {})},
         grace_seconds=grace_seconds,
     )

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dtrain.errors import DtrainError, RunFailed
+from dtrain.files import read_json
 from dtrain.launch import begin
 from dtrain.launch.api import Status
 from dtrain.launch.ending import Ending, last_checkpoint, read_or_none
@@ -92,8 +93,8 @@ def _figure(value: Any, unit: str) -> str:
 
 def samples(paths: RunPaths) -> list[tuple[str, str]]:
     """(prompt, what the model wrote) of samples.json."""
-    told = read_or_none(paths.samples) or {}
-    return [(str(one.get("prompt", "")), str(one.get("text", ""))) for one in told.get("samples", [])]
+    told: list[dict[str, str]] = read_json(paths.samples) if paths.samples.exists() else []
+    return [(one["prompt"], one["text"]) for one in told]
 
 
 def _print_places(paths: RunPaths, console: Console) -> None:

@@ -1,0 +1,169 @@
+"""`dtrain launch FILE --profile P`: the whole road, from a YAML to a trained model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dtrain.cli.options import file_argument, json_option, profile_option, set_option
+from dtrain.errors import DoesNotFit, DtrainError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dtrain.launch.api import Launcher
+    from dtrain.launch.draft import Draft, Planned
+    from dtrain.launch.observe import Observer
+    from dtrain.launch.registry import Entry
+
+
+@click.command("launch")
+@file_argument
+@profile_option(default="auto")
+@click.option("--on", "on", metavar="LAUNCHER", default="local", show_default=True, help="Where it runs.")
+@click.option("--dry-run", is_flag=True, help="Stop after the plan: show exactly what would be written and run.")
+@click.option("--detach", is_flag=True, help="Start it and return; `dtrain attach` watches it later.")
+@click.option("--name", metavar="N", help="The run's name; default: the config's, else the file's.")
+@click.option("--yes", is_flag=True, help="Do not ask before something that costs money.")
+@set_option
+@json_option
+def command(
+    file: Path,
+    profile: str,
+    on: str,
+    dry_run: bool,
+    detach: bool,
+    name: str | None,
+    yes: bool,
+    sets: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Plan it, start it, watch it, and show what came of it.
+
+    \b
+    dtrain launch configs/storyteller-tiny.yaml --profile cpu
+    dtrain launch my.yaml --profile a100x8 --dry-run
+    dtrain launch my.yaml --profile 4090x1 --detach --set learning_rate=1e-4
+
+    Ctrl-C asks the run to save and stop (exit code 75; `dtrain resume` goes on); a second Ctrl-C ends it at once (130).
+    The exit code is the run's: 0 done, 1 failed, 2 bad input, 3 it does not fit.
+    """
+    from dtrain.launch.draft import draft, planned
+    from dtrain.show.console import console_for
+
+    console = console_for(as_json)
+    made = planned(file, sets, profile)
+    _show_plan(made, console, as_json)
+    drafted = draft(made, on, name)
+    if dry_run:
+        _dry_run(made, drafted, console, as_json)
+        return
+    if drafted.rendered.usd_per_hour and not yes:
+        click.confirm(f"This costs ${drafted.rendered.usd_per_hour:.2f} an hour. Start it?", abort=True, err=True)
+    entry, observer = _start(drafted)
+    if detach:
+        _detached(drafted, console, as_json)
+        return
+    sys.exit(watched(entry, drafted.launcher, console, observer, as_json))
+
+
+def _show_plan(made: Planned, console: Console, as_json: bool) -> None:
+    """The plan on the screen; DoesNotFit when it does not."""
+    from dtrain.show.plan import print_plan
+
+    ways = made.ways_out()
+    print_plan(made.plan, ways, console)
+    for note in made.loaded.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    if made.plan.fits:
+        return
+    plan = made.plan
+    error = DoesNotFit(
+        f"it needs {plan.memory.peak:.1f} GiB and the card has {plan.profile.gpu.memory_gib:.1f}",
+        key="--profile",
+        value=plan.profile.name,
+        fix="take one of the ways out above" if ways else "take a larger machine: dtrain profiles",
+    )
+    if as_json:
+        document = {"error": error.as_json(), "plan": plan.as_json(), "ways_out": [way.as_json() for way in ways]}
+        click.echo(json.dumps({"schema_version": 1, **document}, indent=2, default=str))
+        sys.exit(error.exit_code)
+    raise error
+
+
+def _dry_run(made: Planned, drafted: Draft, console: Console, as_json: bool) -> None:
+    from dtrain.launch.begin import problems_of
+    from dtrain.show.launching import print_dry_run
+
+    problems = problems_of(drafted.launcher, drafted.job)
+    if not as_json:
+        print_dry_run(drafted, problems, console)
+        return
+    document = {"dry_run": True, "plan": made.plan.as_json(), **drafted.as_json(), "would_be_refused": problems}
+    click.echo(json.dumps({"schema_version": 1, **document}, indent=2))
+
+
+def _start(drafted: Draft) -> tuple[Entry, Observer]:
+    """Check, write the folder, submit. A refusal leaves nothing behind."""
+    from dtrain.launch import begin
+    from dtrain.launch.create import create, discard
+    from dtrain.show.watch import observer_of
+
+    begin.refuse_unready(drafted.launcher, drafted.job)
+    paths = create(drafted.folder, drafted.files)
+    try:
+        entry = begin.submit(drafted.launcher, drafted.job, drafted.rendered, drafted.entry)
+    except begin.NOTHING_STARTED:
+        discard(paths)
+        raise
+    return entry, observer_of(entry)
+
+
+def _detached(drafted: Draft, console: Console, as_json: bool) -> None:
+    from dtrain.launch.api import Status
+    from dtrain.show.launching import print_started
+    from dtrain.show.runs import run_json
+
+    if as_json:
+        document = {"schema_version": 1, **run_json(drafted.entry, Status("running"))}
+        click.echo(json.dumps(document, indent=2))
+        return
+    print_started(drafted, console)
+
+
+def watched(entry: Entry, launcher: Launcher, console: Console, observer: Observer, as_json: bool) -> int:
+    """Watch it to its end, say how it ended, and give the exit code."""
+    from dtrain.launch import begin
+    from dtrain.show.report import print_end
+    from dtrain.show.watch import watch
+
+    code = watch(entry, launcher, console, observer)
+    status = begin.status(entry)
+    print_end(entry, status, console)
+    if as_json:
+        click.echo(json.dumps(end_json(entry, code), indent=2, default=str))
+    return code
+
+
+def end_json(entry: Entry, code: int) -> dict[str, Any]:
+    """The run, its end, its report; with `error` where it failed."""
+    from dtrain.launch import begin
+    from dtrain.launch.ending import read_or_none
+    from dtrain.paths import RunPaths
+    from dtrain.show.report import failure_of, samples
+    from dtrain.show.runs import run_json
+
+    status, paths = begin.status(entry), RunPaths(begin.folder_of(entry))
+    document = {"schema_version": 1, **run_json(entry, status), "exit": read_or_none(paths.exit)}
+    document |= {
+        "report": read_or_none(paths.report),
+        "samples": [{"prompt": prompt, "text": text} for prompt, text in samples(paths)],
+    }
+    if code not in (0, 75, 130):
+        error: DtrainError = failure_of(paths, status)
+        document["error"] = error.as_json()
+    return document
