@@ -13,7 +13,9 @@ from dtrain.files import write_whole
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
     """Add one object, with `time` (seconds since 1970). A line is one write, so a reader never sees half of one."""
-    text = json.dumps({name: value for name, value in line.items() if value is not None} | {"time": round(time.time(), 3)})
+    text = json.dumps(
+        {name: value for name, value in line.items() if value is not None} | {"time": round(time.time(), 3)}
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:
         stream.write(text + "\n")

@@ -21,7 +21,9 @@ def loss(metrics: Path, picture: Path) -> None:
     if trained:
         axes.plot(*zip(*trained, strict=True), label="train", color="#3b6ea5", linewidth=1.4)
     if held_out:
-        axes.plot(*zip(*held_out, strict=True), label="held out", color="#c4572c", linewidth=1.8, marker="o", markersize=4)
+        axes.plot(
+            *zip(*held_out, strict=True), label="held out", color="#c4572c", linewidth=1.8, marker="o", markersize=4
+        )
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per trained token)")
     axes.grid(alpha=0.25)

@@ -12,6 +12,7 @@ Shapes: B batch (always 1 here), H query heads, K key/value heads, T tokens, D h
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.nn import functional
 
 from dtrain.errors import BadInput
 
-SDPA = "dtrain_sdpa"
+SDPA = "dtrain_by_document"
 VARLEN = "dtrain_varlen"
 TRANSFORMERS_NAMES = {
     "sdpa": SDPA,
@@ -58,7 +59,10 @@ def sdpa_by_document(
     parts = [
         _causal(q, k, v, dropout, scaling, sliding_window, softcap)
         for q, k, v in zip(
-            query_BHTD.split(lengths, dim=2), key_BKTD.split(lengths, dim=2), value_BKTD.split(lengths, dim=2), strict=True
+            query_BHTD.split(lengths, dim=2),
+            key_BKTD.split(lengths, dim=2),
+            value_BKTD.split(lengths, dim=2),
+            strict=True,
         )
     ]
     out_BHTD = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
@@ -114,34 +118,48 @@ def varlen_by_document(
     max_length_q: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """The same through torch's FlashAttention for packed rows. Windows, caps and dropout go the sdpa way."""
-    plain = cu_seq_lens_q is not None and sliding_window is None and softcap is None and dropout == 0.0
-    if not plain or query_BHTD.shape[0] != 1:
+    """The same through torch's FlashAttention for packed rows. Caps and dropout go the sdpa way."""
+    if cu_seq_lens_q is None or softcap is not None or dropout > 0.0 or query_BHTD.shape[0] != 1:
         return sdpa_by_document(
             module, query_BHTD, key_BKTD, value_BKTD, attention_mask, dropout, scaling, sliding_window, softcap,
             document_lengths, **others,
         )  # fmt: skip
     _refuse_unknown(others)
-    return _varlen(query_BHTD, key_BKTD, value_BKTD, scaling, cu_seq_lens_q, max_length_q), None
+    return _varlen(query_BHTD, key_BKTD, value_BKTD, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, scale: float | None, starts: Tensor | None, longest: int | None) -> Tensor:
-    """(1, T, H, D) from torch's kernel, which wants (T, heads, D) and equal head counts."""
+def _varlen(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int | None, scale: float | None, window: int | None
+) -> Tensor:
+    """(1, T, H, D) from torch's kernel, which wants (T, heads, D). torch 2.10 had `is_causal`, later ones a window."""
     from torch.nn.attention.varlen import varlen_attn
 
+    takes = inspect.signature(varlen_attn).parameters
+    told: dict[str, Any] = (
+        {"window_size": (-1 if window is None else window - 1, 0)} if "window_size" in takes else {"is_causal": True}
+    )
+    if window is not None and "window_size" not in takes:
+        raise BadInput(
+            "torch's varlen attention has no window before 2.11", key="attention", fix="set `attention: sdpa`"
+        )
     groups = q.shape[1] // k.shape[1]
-    if groups > 1:
+    if "enable_gqa" in takes:
+        told["enable_gqa"] = groups > 1
+    elif groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if "scale" in takes:
+        told["scale"] = scale
+    elif scale is not None:  # that kernel divides by sqrt(D) itself
+        q = q * (scale * q.shape[-1] ** 0.5)
     q_THD, k_THD, v_THD = (tensor[0].transpose(0, 1) for tensor in (q, k, v))
-    if scale is not None:  # the kernel divides by sqrt(D) itself
-        q_THD = q_THD * (scale * q.shape[-1] ** 0.5)
-    out: Tensor = varlen_attn(q_THD, k_THD, v_THD, starts, starts, longest, longest, is_causal=True)  # type: ignore[call-arg,arg-type]
-    return out.unsqueeze(0)
+    out: Any = varlen_attn(q_THD, k_THD, v_THD, starts, starts, longest, longest, **told)
+    return out.unsqueeze(0)  # type: ignore[no-any-return]
 
 
 KNOWN_EXTRAS = {
     "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "use_cache", "is_causal",
-    "output_attentions", "output_hidden_states", "return_dict", "cache_position", "position_embeddings", "output_router_logits",
+    "output_attentions", "output_hidden_states", "return_dict", "cache_position", "position_embeddings",
+    "output_router_logits",
 }  # fmt: skip
 """What models pass along that does not change the attention of a training pass."""
 
@@ -173,7 +191,9 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[str, 
     `auto` takes the best whose real kernel gives the right numbers here. A pinned one that does not work is BadInput.
     """
     if wanted not in ("auto", *TRANSFORMERS_NAMES):
-        raise BadInput("not supported by launch yet", key="attention", value=wanted, allowed=["auto", *TRANSFORMERS_NAMES])
+        raise BadInput(
+            "not supported by launch yet", key="attention", value=wanted, allowed=["auto", *TRANSFORMERS_NAMES]
+        )
     if wanted != "auto":
         reason = why_not(wanted, device, dtype)
         if reason:
@@ -196,11 +216,14 @@ def why_not(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return "needs a CUDA GPU"
     if dtype not in (torch.float16, torch.bfloat16):
         return "needs bf16 or fp16"
-    needs = {"flash_attention_2": ("flash_attn", "pip install flash-attn"), "flash_attention_3": ("flash_attn_interface", "FlashAttention 3, built for Hopper")}
+    needs = {
+        "flash_attention_2": ("flash_attn", "pip install flash-attn"),
+        "flash_attention_3": ("flash_attn_interface", "FlashAttention 3, built for Hopper"),
+    }
     if name in needs and importlib.util.find_spec(needs[name][0]) is None:
         return f"needs {needs[name][1]}"
     probes: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]] = {
-        "varlen": lambda q, k, v, starts, longest: _varlen(q, k, v, None, starts, longest),
+        "varlen": lambda q, k, v, starts, longest: _varlen(q, k, v, starts, longest, None, None),
         "flash_attention_2": _probe_flash_2,
         "flash_attention_3": _probe_flash_3,
     }
@@ -237,6 +260,8 @@ def _wrong_numbers(
     reference, _ = sdpa_by_document(torch.nn.Module(), q, k, v, document_lengths=(17, 47))
     got = torch.autograd.grad(out.float().sum(), (q, k, v))
     expected = torch.autograd.grad(reference.float().sum(), (q, k, v))
-    errors = [(a.float() - b.float()).abs().max().item() for a, b in zip((out, *got), (reference, *expected), strict=True)]
+    errors = [
+        (a.float() - b.float()).abs().max().item() for a, b in zip((out, *got), (reference, *expected), strict=True)
+    ]
     # bf16 keeps 8 bits: sums over 47 values of size one differ by a few hundredths between kernels
     return None if max(errors) < 0.1 else f"its numbers differ from the reference by {max(errors):.3g}"

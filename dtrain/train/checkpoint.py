@@ -58,7 +58,9 @@ class States:
             setattr(self._scaler, name, numbers[name])
 
 
-def save(states: States, paths: RunPaths, progress: Progress, ranks: Ranks, keep: int, wandb_run_id: str | None) -> None:
+def save(
+    states: States, paths: RunPaths, progress: Progress, ranks: Ranks, keep: int, wandb_run_id: str | None
+) -> None:
     """Write `checkpoints/step-N` from all ranks. A rank that cannot write (a full disk) fails the save on every rank;
     the checkpoints that are there stay as they are."""
     final = paths.checkpoint(progress.step)

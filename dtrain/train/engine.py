@@ -47,7 +47,10 @@ def deepspeed_config(config: Config, choice: Choice, parameters: int, buckets: Z
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": choice.precision == "bf16"},
-        "fp16": {"enabled": choice.precision == "fp16", "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 2, "min_loss_scale": 1},
+        "fp16": {
+            "enabled": choice.precision == "fp16", "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000,
+            "hysteresis": 2, "min_loss_scale": 1,
+        },
         # stage 0 cannot sum 16-bit gradients in fp32 (engine._do_optimizer_sanity_check)
         "data_types": {"grad_accum_dtype": "fp32"} if choice.zero_stage > 0 else {},
         "prescale_gradients": False,
@@ -64,6 +67,10 @@ def clipping(config: Config, choice: Choice) -> float:
 
 def clips_itself(choice: Choice) -> bool:
     return choice.zero_stage == 0 and choice.precision in ("fp32", "tf32")
+
+
+OURS = ("optimizer", "scheduler", "gradient_clipping")
+"""Sections of a DeepSpeed file that the loop owns. Their values were compared with the config's when it was read."""
 
 
 def merged_with_file(built: Mapping[str, Any], said: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -90,7 +97,12 @@ def optimizer_for(config: Config, model: nn.Module, on_cpu: bool) -> torch.optim
             return torch.optim.SGD(groups, lr=config.learning_rate)
         case "adamw_bnb_8bit":
             if on_cpu and torch.cuda.is_available():
-                raise BadInput("8-bit states cannot be offloaded", key="optimizer", value=config.optimizer, fix="set `optimizer: adamw_torch` or `offload_optimizer: none`")
+                raise BadInput(
+                    "8-bit states cannot be offloaded",
+                    key="optimizer",
+                    value=config.optimizer,
+                    fix="set `optimizer: adamw_torch` or `offload_optimizer: none`",
+                )
             import bitsandbytes
 
             return bitsandbytes.optim.AdamW8bit(groups, **adam)  # type: ignore[no-any-return]

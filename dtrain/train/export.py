@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,19 @@ def whole_weights(model: Any, is_first: bool) -> Iterator[tuple[str, Tensor | No
             yield name, tensor.detach().cpu().clone() if is_first else None
 
 
-def export(loss_model: LossModel, tokenizer: Any, folder: Path, ranks: Ranks) -> None:
-    """Write config, weights and tokenizer into `folder`, whole or not at all, and check them by a reload."""
+def export(loss_model: LossModel, tokenizer: Any, folder: Path, ranks: Ranks, stop_tokens: Sequence[int] = ()) -> None:
+    """Write config, weights and tokenizer into `folder`, and check them by a reload before any file is in its place.
+
+    `stop_tokens`: what trained turns end in; generation stops there, whatever the base model said.
+    """
     model = loss_model.model
     weights = {name: tensor for name, tensor in whole_weights(model, ranks.is_first) if tensor is not None}
     if ranks.is_first:
         beside = folder / ".export.part"
         shutil.rmtree(beside, ignore_errors=True)
         model.config.use_cache = True
+        if stop_tokens:
+            model.generation_config.eos_token_id = list(stop_tokens)
         model.save_pretrained(beside, state_dict=weights, is_main_process=True)
         tokenizer.save_pretrained(beside)
         verify(beside, weights, type(model))
@@ -55,7 +60,11 @@ def export(loss_model: LossModel, tokenizer: Any, folder: Path, ranks: Ranks) ->
 def verify(folder: Path, weights: dict[str, Tensor], model_class: type[Any]) -> None:
     """Load the folder as a stranger would and compare every tensor, bit for bit, with what was trained."""
     loaded, told = model_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    wrong = {kind: sorted(map(str, told[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if told.get(kind)}
+    wrong = {
+        kind: sorted(map(str, told[kind]))
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if told.get(kind)
+    }
     found = loaded.state_dict()
     different = [
         name for name, tensor in weights.items()
@@ -63,6 +72,7 @@ def verify(folder: Path, weights: dict[str, Tensor], model_class: type[Any]) -> 
     ]  # fmt: skip
     if wrong or different:
         raise RunFailed(
-            f"the exported model does not reload as it was trained: {wrong or ''} {different[:5] or ''}", file=str(folder),
+            f"the exported model does not reload as it was trained: {wrong or ''} {different[:5] or ''}",
+            file=str(folder),
             fix="the checkpoints are untouched; `dtrain export` writes the model again",
         )  # fmt: skip

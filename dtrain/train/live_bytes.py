@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside the `with`, `peak` is the most bytes of tensor storage alive at once, those alive at entry included.
 
     Each storage counts once however many tensors view it. Only this thread's operations are seen: on a CPU the
@@ -20,7 +20,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
         self._known: dict[int, tuple[int, weakref.ref[Any]]] = {}
@@ -30,7 +30,7 @@ class LiveBytes(TorchDispatchMode):
         for tensor in _all_tensors():
             self._see(tensor)
         self.peak = self.now
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dtrain.config.schema import Config
 from dtrain.data.rows import TokenRows
-from dtrain.data.schedule import Schedule, Step
+from dtrain.data.schedule import MicroBatch, Schedule, Step
 from dtrain.planner.choice import Choice
 from dtrain.train.batch import Batch, Slots, flat_batch, padded_batch
 from dtrain.train.engine import clip_gradients, clips_itself, gradient_norm, set_learning_rate
@@ -54,7 +54,7 @@ class Training:
     filler_id: int
     memory: PeakMemory
     eval_rows: TokenRows | None = None
-    eval_steps: tuple[Step, ...] = ()
+    eval_micro: tuple[MicroBatch, ...] = ()
     eval_every: int | None = None
     """Steps between evaluations; None: only at the end."""
     save_every: int | None = None
@@ -67,7 +67,7 @@ class Training:
             return flat_batch(rows, slots, self.ranks.device, weight)
         return padded_batch(rows, slots, self.ranks.device, self.filler_id, weight)
 
-    def share_of(self, rows: TokenRows, dealt: tuple[Slots, ...]) -> Batch:
+    def share_of(self, rows: TokenRows, dealt: MicroBatch) -> Batch:
         """This rank's part of a micro-batch. A rank with nothing to do computes row 0 with weight 0, so that every
         parameter has a gradient on every rank and collectives match."""
         slots = dealt[self.ranks.rank]
@@ -160,7 +160,7 @@ class Due:
 
     @property
     def evaluate(self) -> bool:
-        return bool(self.run.eval_steps) and self._every(self.run.eval_every)
+        return bool(self.run.eval_micro) and self._every(self.run.eval_every)
 
     @property
     def save(self) -> bool:
@@ -197,11 +197,10 @@ def evaluate(run: Training) -> float:
     run.engine.eval()
     total = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
     with torch.no_grad():
-        for step in run.eval_steps:
-            for dealt in step.micro:
-                total += run.engine(run.share_of(run.eval_rows, dealt)).double()
+        for dealt in run.eval_micro:
+            total += run.engine(run.share_of(run.eval_rows, dealt)).double()
     run.engine.train()
-    return run.ranks.total(total.item()) / sum(step.trained_tokens for step in run.eval_steps)
+    return run.ranks.total(total.item()) / int(run.eval_rows.trained.sum())
 
 
 def judge(progress: Progress, eval_loss: float) -> None:

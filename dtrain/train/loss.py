@@ -31,7 +31,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
         # fp32: many chunks add up here, and bf16 would lose the small ones
         grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and ctx.needs_input_grad[2] else None
+        grad_bias = (
+            torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and ctx.needs_input_grad[2] else None
+        )
         total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
         for span in _spans(len(targets_N), chunks):
             hidden_CH, targets_C = hidden_NH[span], targets_N[span]
@@ -127,7 +129,9 @@ class _Head(nn.Module):
         self.chunks = chunks
         config = model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+        self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+            getattr(config, "logits_scaling", None) or 1.0
+        )
 
     @property
     def linear(self) -> Any:
@@ -136,7 +140,9 @@ class _Head(nn.Module):
     def forward(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
         weight, bias = self.linear.weight, getattr(self.linear, "bias", None)
         if self.eager:
-            logits = _shape_logits(torch.nn.functional.linear(hidden_NH, weight, bias).float(), self.softcap, self.scale)
+            logits = _shape_logits(
+                torch.nn.functional.linear(hidden_NH, weight, bias).float(), self.softcap, self.scale
+            )
             return torch.nn.functional.cross_entropy(logits, targets_N, reduction="sum")
         chunks = self.chunks or -(-len(targets_N) // CHUNK_TOKENS)
         loss: Tensor = ChunkedCrossEntropy.apply(hidden_NH, weight, bias, targets_N, chunks, self.softcap, self.scale)  # type: ignore[no-untyped-call]

@@ -40,7 +40,7 @@ class LearningRate:
 
 
 def warmup_steps(total_steps: int, steps: int | None, ratio: float | None, kind: str) -> int:
-    """Said in steps, or as a share, or Axolotl's default: the smaller of 3 % of the steps and 100 (none for constant)."""
+    """Said in steps, or as a share, or Axolotl's default: the smaller of 3 % of the steps and 100; 0 if constant."""
     if steps is not None:
         return steps
     if ratio is not None:

@@ -94,7 +94,7 @@ def _stage_3_pieces(names: dict[int, str], parameters: list[Any]) -> Iterator[Pi
 
 
 def _mapped_pieces(names: dict[int, str], parameters: list[Any]) -> Iterator[Piece]:
-    """All parameters of a group are laid end to end and cut into equal parts over the ranks; DeepSpeed keeps the map."""
+    """All parameters of a group are laid end to end and cut into equal parts; DeepSpeed keeps the map."""
     for parameter in parameters:
         mapping = parameter._hp_mapping
         if mapping is not None:

@@ -8,10 +8,10 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dtrain.config.deepspeed_file import said_by
+from dtrain.config import deepspeed_file
 from dtrain.config.schema import Config
 from dtrain.data.prepare import Prepared, open_prepared
-from dtrain.data.schedule import Schedule, eval_batches, make_schedule
+from dtrain.data.schedule import MicroBatch, Schedule, eval_batches, make_schedule
 from dtrain.files import read_json, write_json
 from dtrain.paths import RunPaths
 from dtrain.planner.choice import Choice
@@ -22,7 +22,7 @@ from dtrain.train.loop import Progress, Stopped, Training, train
 from dtrain.train.loss import LossModel, share_head_with_zero3
 from dtrain.train.lr import LearningRate, warmup_steps
 from dtrain.train.memory import PeakMemory
-from dtrain.train.model import DTYPES, check_isolation, layout_of, load_model
+from dtrain.train.model import DTYPES, decide_layout, load_model
 from dtrain.train.partitions import undo_dry_step
 from dtrain.train.ranks import Ranks
 from dtrain.train.signals import StopFlag
@@ -90,12 +90,8 @@ def build(rank: Rank, prepared: Prepared, schedule: Schedule) -> tuple[Training,
         import torch
 
         torch.backends.cuda.matmul.allow_tf32 = True
-    parameters = int(rank.plan["model"]["parameters"])
-    told = engine.merged_with_file(
-        engine.deepspeed_config(config, choice, parameters, ZeroBuckets()), said_by(config, choice, rank.ranks.world, rank.plan)
-    )
-    model = load_model(config, choice, generate.model_source(config, rank.paths), len(tokenizer), back_end, told)
-    layout = layout_of(model, config)
+    told = engine_config(rank, schedule.steps)
+    model = load_model(config, choice, config.base_model, len(tokenizer), back_end, told)
     loss_model = LossModel(model, choice.cross_entropy, _chunks(config))
     if choice.zero_stage == 3:
         share_head_with_zero3(loss_model)
@@ -105,23 +101,49 @@ def build(rank: Rank, prepared: Prepared, schedule: Schedule) -> tuple[Training,
     )
     undo_dry_step(optimizer)
     progress = resume(rank, checkpoint.States(model, optimizer, choice.zero_stage))
-    if layout == "flat":
-        check_isolation(loss_model, with_engine, device, DTYPES[choice.precision])
-    evaluation = () if prepared.eval is None else tuple(
-        eval_batches(
-            prepared.eval.lengths, prepared.eval.trained, world=rank.ranks.world,
-            micro_batch_size=config.eval_batch_size or choice.micro_batch_size, window=choice.sequence_len,
-            packing=config.sample_packing if config.eval_sample_packing is None else config.eval_sample_packing,
-        )
-    )  # fmt: skip
+    layout = decide_layout(loss_model, with_engine, config, device, DTYPES[choice.precision])
+    if layout == "padded":
+        rank.say(f"{type(model).__name__} cannot keep documents of one row apart: rows are padded side by side")
     run = Training(
         config=config, choice=choice, engine=with_engine, optimizer=optimizer, ranks=rank.ranks, rows=prepared.train,
         schedule=schedule, learning_rate=learning_rate(config, schedule.steps), layout=layout,
-        filler_id=tokenizer.pad_token_id or 0, memory=PeakMemory(device), eval_rows=prepared.eval, eval_steps=evaluation,
+        filler_id=tokenizer.pad_token_id or 0, memory=PeakMemory(device), eval_rows=prepared.eval,
+        eval_micro=held_out(rank, prepared),
         eval_every=config.eval_steps or every(config.evals_per_epoch, schedule),
         save_every=config.save_steps or every(config.saves_per_epoch, schedule),
     )  # fmt: skip
     return run, progress
+
+
+def held_out(rank: Rank, prepared: Prepared) -> tuple[MicroBatch, ...]:
+    """The micro-batches of an evaluation; none without held-out rows."""
+    if prepared.eval is None:
+        return ()
+    config, choice = rank.config, rank.choice
+    packing = config.sample_packing if config.eval_sample_packing is None else config.eval_sample_packing
+    micro_batch = config.eval_batch_size or choice.micro_batch_size
+    return eval_batches(prepared.eval.lengths, rank.ranks.world, micro_batch, choice.sequence_len, packing)
+
+
+def engine_config(rank: Rank, steps: int) -> dict[str, Any]:
+    """What DeepSpeed is told: all we decide, and over it the person's own file with its "auto" values filled."""
+    config, choice = rank.config, rank.choice
+    ours = engine.deepspeed_config(config, choice, int(rank.plan["model"]["parameters"]), ZeroBuckets())
+    file = deepspeed_file.of(config)
+    if file is None:
+        return ours
+    rate = learning_rate(config, steps)
+    filled = deepspeed_file.fill_auto(
+        file.document,
+        deepspeed_file.AutoValues(
+            micro_batch_size=choice.micro_batch_size, gradient_accumulation_steps=choice.gradient_accumulation_steps,
+            train_batch_size=choice.global_batch_size, max_grad_norm=config.max_grad_norm,
+            learning_rate=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon,
+            weight_decay=config.weight_decay, bf16=choice.precision == "bf16", fp16=choice.precision == "fp16",
+            warmup_steps=rate.warmup_steps, total_steps=steps,
+        ),
+    )  # fmt: skip
+    return engine.merged_with_file(ours, {name: value for name, value in filled.items() if name not in engine.OURS})
 
 
 def _chunks(config: Config) -> int | None:
@@ -160,6 +182,7 @@ def resume(rank: Rank, states: checkpoint.States) -> Progress:
 
 def connected(rank: Rank, run: Training, tracker: wandb.Tracker, stop: StopFlag) -> Training:
     """The loop's three ways to the outside: a line of metrics, a checkpoint, a wish to stop."""
+
     def log(line: dict[str, Any]) -> None:
         if rank.ranks.is_first:
             jsonl.append(rank.paths.metrics, line)
@@ -184,7 +207,7 @@ def finish(rank: Rank, prepared: Prepared, run: Training, progress: Progress, tr
     seconds = time.time() - started
     rank.state.stage("exporting")
     tokenizer = generate.read_tokenizer(prepared.tokenizer_folder)
-    export.export(run.engine.module, tokenizer, rank.paths.output, rank.ranks)
+    export.export(run.engine.module, tokenizer, rank.paths.output, rank.ranks, prepared.report.stop_tokens)
     peaks = rank.ranks.gather(run.memory.figures())
     if rank.ranks.is_first:
         rank.state.stage("sampling")

@@ -170,12 +170,17 @@ def _fill_by_pieces(partition: Partition, stored: Sequence[Stored]) -> None:
                     target = filled.setdefault(kind, torch.zeros(partition.master.numel()))
                     source = handle.get_slice(f"{one.index}.{kind}")
                     at = had.offset + first - had.start
-                    target[wanted.offset + first - wanted.start : wanted.offset + last - wanted.start] = source[at : at + last - first]
+                    target[wanted.offset + first - wanted.start : wanted.offset + last - wanted.start] = source[
+                        at : at + last - first
+                    ]
             missing -= last - first
             if not partition.states.keys() >= one.scalars.keys():
                 _put_scalars(partition, one)
         if missing:
-            raise RunFailed(f"the checkpoint lacks {missing} elements of {wanted.name}", file=str(stored[0].file.parent) if stored else None)
+            raise RunFailed(
+                f"the checkpoint lacks {missing} elements of {wanted.name}",
+                file=str(stored[0].file.parent) if stored else None,
+            )
     for kind, tensor in filled.items():
         _put(partition, kind, tensor)
 
@@ -184,5 +189,6 @@ def _refuse_blockwise(stored: Stored) -> None:
     if any(kind.startswith(("absmax", "qmap")) for kind in stored.kinds):
         raise RunFailed(
             "8-bit optimizer states are kept in blocks and cannot be cut for another number of ranks or ZeRO stage",
-            file=str(stored.file), fix="resume on the same ranks and stage, or with `--set optimizer=adamw_torch` from the exported model",
+            file=str(stored.file), 
+            fix="resume on the same number of ranks and the same ZeRO stage",
         )  # fmt: skip

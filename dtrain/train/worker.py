@@ -1,6 +1,6 @@
 """One rank of a run, from its folder to its exit code. A worker needs only that folder, and never knows who started it.
 
-    wait for data ─▶ schedule ─▶ join the ranks ─▶ model, engine ─▶ resume ─▶ self-test ─▶ train ─▶ export ─▶ report
+wait for data ─▶ schedule ─▶ join the ranks ─▶ model, engine ─▶ resume ─▶ self-test ─▶ train ─▶ export ─▶ report
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class StateFile:
     def _write(self, stage: str) -> None:
         if self.writes:
             document = {
-                "schema_version": 1, "stage": stage, "step": self.step, "steps": self.steps, "epoch": self.epoch, "time": time.time(),
+                "schema_version": 1, "stage": stage, "step": self.step, "steps": self.steps, "epoch": self.epoch,
+                "time": time.time(),
             }  # fmt: skip
             write_json(self.path, document, durable=False)
             self._written = time.monotonic()
@@ -126,4 +127,3 @@ class Voice:
     def __call__(self, line: str) -> None:
         if self.speaks:
             print(f"[dtrain] {line}", flush=True)
-

@@ -29,7 +29,7 @@ from dtrain.train.loop import Progress, Training, train
 from dtrain.train.loss import LossModel, share_head_with_zero3
 from dtrain.train.lr import LearningRate
 from dtrain.train.memory import PeakMemory
-from dtrain.train.model import DTYPES, check_isolation, load_model
+from dtrain.train.model import DTYPES, decide_layout, load_model
 from dtrain.train.partitions import undo_dry_step
 
 WINDOW = 64
@@ -69,7 +69,9 @@ class Rows:
 
     def __init__(self, count: int) -> None:
         generator = np.random.default_rng(0)
-        self._ids = [generator.integers(0, VOCAB, size=int(n)).astype(np.int32) for n in generator.integers(5, 60, size=count)]
+        self._ids = [
+            generator.integers(0, VOCAB, size=int(n)).astype(np.int32) for n in generator.integers(5, 60, size=count)
+        ]
         self._labels = [np.where(np.arange(len(ids)) < len(ids) // 3, -100, ids).astype(np.int32) for ids in self._ids]
         self.lengths = np.array([len(ids) for ids in self._ids], dtype=np.int32)
         self.trained = np.array([int((labels[1:] != -100).sum()) for labels in self._labels], dtype=np.int32)
@@ -133,14 +135,17 @@ def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
         model=loss_model, optimizer=optimizer, config=told, dist_init_required=False
     )
     undo_dry_step(optimizer)
-    states, paths, progress = checkpoint.States(model, optimizer, case.zero_stage), RunPaths(Path(case.folder)), Progress()
+    states, paths, progress = (
+        checkpoint.States(model, optimizer, case.zero_stage),
+        RunPaths(Path(case.folder)),
+        Progress(),
+    )
     if case.load:
         found, _ = checkpoint.newest_good(paths)
         assert found is not None
         checkpoint.load(states, found, ranks)
         progress = found.progress
-    if case.layout == "flat":
-        check_isolation(loss_model, with_engine, ranks.device, DTYPES[case.precision])
+    assert decide_layout(loss_model, with_engine, config, ranks.device, DTYPES[case.precision]) == "flat"
     lines: list[dict[str, Any]] = []
 
     def save(at: Progress) -> None:
@@ -179,7 +184,7 @@ def plain_case(case: Case, folder: Path) -> dict[str, Any]:
             labels = torch.from_numpy(rows.labels(row).astype(np.int64))
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
             loss = torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum") / step.trained_tokens
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()

@@ -37,8 +37,8 @@ def run_cases(tmp_path_factory: pytest.TempPathFactory) -> Run:
         write_model_folder(folder)
         (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
         command = [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(free_port()),
-            "-m", "tests.train.cases", str(folder), str(folder / "cases.json"),
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world),
+            "--master-port", str(free_port()), "-m", "tests.train.cases", str(folder), str(folder / "cases.json"),
         ]  # fmt: skip
         env = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)

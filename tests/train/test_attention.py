@@ -1,0 +1,151 @@
+"""Documents in one row stay apart: against a dense mask, and on real models of many families."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from dtrain.config.schema import Config
+from dtrain.errors import BadInput
+from dtrain.train import attention
+from dtrain.train.loss import LossModel
+from dtrain.train.model import decide_layout, self_test
+
+LENGTHS = (5, 1, 17, 9)
+
+
+def dense(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, softcap: float | None, scale: float
+) -> torch.Tensor:
+    """(1, T, H, D) by one masked softmax over the whole row."""
+    document = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
+    place = torch.arange(len(document))
+    distance = place[:, None] - place[None, :]
+    allowed = (document[:, None] == document[None, :]) & (distance >= 0)
+    if window is not None:
+        allowed &= distance < window
+    groups = q.shape[1] // k.shape[1]
+    scores = q @ k.repeat_interleave(groups, 1).transpose(2, 3) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
+    return (weights @ v.repeat_interleave(groups, 1)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("window", [None, 4, 100])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_document_by_document_equals_a_dense_mask(window: int | None, softcap: float | None, kv_heads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    total = sum(LENGTHS)
+    q = torch.randn(1, 4, total, 8, generator=generator)
+    k, v = (torch.randn(1, kv_heads, total, 8, generator=generator) for _ in range(2))
+    ours, _ = attention.sdpa_by_document(
+        torch.nn.Module(), q, k, v, scaling=0.3, sliding_window=window, softcap=softcap, document_lengths=LENGTHS
+    )
+    torch.testing.assert_close(ours, dense(q, k, v, window, softcap, 0.3), rtol=1e-4, atol=1e-5)
+
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+PADDED: dict[str, dict[str, Any]] = {"stablelm": {"num_key_value_heads": 2}}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 6},
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+    "gemma": {"num_key_value_heads": 1, "head_dim": 8},
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 6, "final_logit_softcapping": 3.0},
+    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 6},
+    "phi": {"num_key_value_heads": 4},
+    "phi3": {"num_key_value_heads": 2, "pad_token_id": 0},
+    "cohere": {"num_key_value_heads": 2, "logit_scale": 0.3},
+    "granite": {"num_key_value_heads": 2, "logits_scaling": 4.0},
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64},
+    "gpt_neox": {},
+    "olmo2": {"num_key_value_heads": 2},
+    "starcoder2": {"num_key_value_heads": 2},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+}
+
+
+def tiny(family: str, back_end: str) -> Any:
+    attention.register()
+    torch.manual_seed(0)
+    described = transformers.AutoConfig.for_model(family, **(SMALL | (FAMILIES | PADDED)[family]))
+    model = transformers.AutoModelForCausalLM.from_config(
+        described, attn_implementation=attention.TRANSFORMERS_NAMES[back_end]
+    )
+    with torch.no_grad():  # larger weights, so that a leak shows in the loss
+        for parameter in model.parameters():
+            parameter.mul_(5)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_documents_in_one_row_have_the_loss_each_has_alone(family: str) -> None:
+    model = tiny(family, "sdpa")
+    run = LossModel(model)
+    assert self_test(run, run, "flat", torch.device("cpu")) < 1e-4
+    assert self_test(run, run, "padded", torch.device("cpu")) < 1e-4
+
+
+def config(**said: Any) -> Config:
+    return Config.model_validate({"base_model": "x", "datasets": [{"path": "x"}], **said})
+
+
+def test_a_model_that_cannot_be_flat_is_padded_and_never_packed() -> None:
+    """StableLM's layers keep what they are told about documents from their attention."""
+    run = LossModel(tiny("stablelm", "sdpa"))
+    assert decide_layout(run, run, config(), torch.device("cpu"), torch.float32) == "padded"
+    with pytest.raises(BadInput, match="self-test"):
+        decide_layout(run, run, config(sample_packing=True), torch.device("cpu"), torch.float32)
+
+
+def test_the_self_test_catches_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same model with an attention that forgets where documents end."""
+    model = tiny("llama", "sdpa")
+    run = LossModel(model)
+    honest = attention.sdpa_by_document
+
+    def leaks(*args: Any, document_lengths: Any = None, **kwargs: Any) -> Any:
+        return honest(*args, **kwargs)
+
+    transformers.AttentionInterface.register(attention.SDPA, leaks)
+    try:
+        assert self_test(run, run, "flat", torch.device("cpu")) > 1e-3
+        with pytest.raises(BadInput, match="self-test"):
+            decide_layout(run, run, config(sample_packing=True), torch.device("cpu"), torch.float32)
+    finally:
+        attention.register()
+
+
+def test_an_argument_that_would_change_the_result_is_not_dropped() -> None:
+    q = torch.randn(1, 2, 4, 8)
+    with pytest.raises(BadInput, match="s_aux"):
+        attention.sdpa_by_document(torch.nn.Module(), q, q, q, s_aux=torch.zeros(2))
+
+
+def test_auto_on_a_cpu_takes_sdpa_and_says_what_the_better_ones_need() -> None:
+    taken, passed_over = attention.choose("auto", torch.device("cpu"), torch.float32)
+    assert taken == "sdpa"
+    assert [line.partition(":")[0] for line in passed_over] == ["flash_attention_3", "flash_attention_2", "varlen"]
+
+
+def test_a_pinned_back_end_that_cannot_run_is_refused() -> None:
+    with pytest.raises(BadInput, match="needs a CUDA GPU"):
+        attention.choose("varlen", torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["varlen", "flash_attention_2", "flash_attention_3"])
+def test_a_gpu_kernel_is_right_or_says_why_not(name: str) -> None:
+    reason = attention.why_not(name, torch.device("cuda"), torch.bfloat16)
+    assert reason is None or "needs" in reason, reason

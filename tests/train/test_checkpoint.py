@@ -1,0 +1,153 @@
+"""Save and go on: bit-equal on the same ranks and stage, to 1e-5 on any other; a damaged file is always noticed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dtrain.paths import RunPaths
+from tests.train.cases import Case
+from tests.train.conftest import Run
+
+pytestmark = [pytest.mark.xdist_group("gloo"), pytest.mark.slow]
+
+LAYOUTS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+"""ZeRO stage and precision."""
+
+
+@pytest.fixture(scope="module")
+def saved(run_cases: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Runs of six steps on two ranks that saved after the third."""
+    home = tmp_path_factory.mktemp("checkpoints")
+    cases = [
+        Case(
+            f"{stage} {precision}",
+            stage,
+            2,
+            2,
+            precision=precision,
+            save_at=3,
+            folder=str(home / f"{stage}-{precision}"),
+        )
+        for stage, precision in LAYOUTS
+    ]
+    cases.append(Case("8 bit", 2, 2, 2, optimizer="adamw_bnb_8bit", save_at=3, folder=str(home / "8bit")))
+    cases += [
+        Case(f"export {stage}", stage, 2, 2, export=True, folder=str(home / f"export-{stage}")) for stage in range(4)
+    ]
+    return run_cases(2, cases)
+
+
+@pytest.fixture(scope="module")
+def resumed(run_cases: Run, saved: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    same = [
+        Case(
+            f"same {stage} {precision}",
+            stage,
+            2,
+            2,
+            precision=precision,
+            load=True,
+            folder=saved[f"{stage} {precision}"]["folder"],
+        )
+        for stage, precision in LAYOUTS
+    ]
+    same.append(Case("same 8 bit", 2, 2, 2, optimizer="adamw_bnb_8bit", load=True, folder=saved["8 bit"]["folder"]))
+    crossed = [
+        Case(f"2 ranks {old} to {new}", new, 2, 2, load=True, folder=saved[f"{old} fp32"]["folder"])
+        for old, new in ((0, 3), (1, 2), (2, 3), (3, 1), (3, 0))
+    ]
+    fewer = [
+        Case(f"1 rank {old} to {new}", new, 4, 2, load=True, folder=saved[f"{old} fp32"]["folder"])
+        for old, new in ((2, 2), (3, 3), (2, 3), (3, 0))
+    ]
+    more = [
+        Case(f"4 ranks {old} to {new}", new, 1, 2, load=True, folder=saved[f"{old} fp32"]["folder"])
+        for old, new in ((2, 2), (3, 3), (1, 3), (0, 2))
+    ]
+    return run_cases(2, same + crossed) | run_cases(1, fewer) | run_cases(4, more)
+
+
+@pytest.mark.parametrize("name", [*(f"{stage} {precision}" for stage, precision in LAYOUTS), "8 bit"])
+def test_the_same_ranks_and_stage_go_on_to_the_last_bit(
+    saved: dict[str, Any], resumed: dict[str, Any], name: str
+) -> None:
+    assert resumed[f"same {name}"]["losses"] == saved[name]["losses"][3:]
+    assert resumed[f"same {name}"]["grad_norms"] == saved[name]["grad_norms"][3:]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "old", "new"),
+    [("2 ranks", 0, 3), ("2 ranks", 1, 2), ("2 ranks", 2, 3), ("2 ranks", 3, 1), ("2 ranks", 3, 0), ("1 rank", 2, 2),
+     ("1 rank", 3, 3), ("1 rank", 2, 3), ("1 rank", 3, 0), ("4 ranks", 2, 2), ("4 ranks", 3, 3),
+     ("4 ranks", 1, 3), ("4 ranks", 0, 2)],
+)  # fmt: skip
+def test_any_other_ranks_and_stage_go_on_to_1e_5(
+    saved: dict[str, Any], resumed: dict[str, Any], ranks: str, old: int, new: int
+) -> None:
+    told = resumed[f"{ranks} {old} to {new}"]
+    assert told["losses"] == pytest.approx(saved[f"{old} fp32"]["losses"][3:], rel=1e-5)
+    assert told["grad_norms"] == pytest.approx(saved[f"{old} fp32"]["grad_norms"][3:], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_exported_model_reloads(saved: dict[str, Any], stage: int) -> None:
+    """`export` compares every tensor after a reload itself; here a stranger loads it too."""
+    import transformers
+
+    folder = saved[f"export {stage}"]["folder"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert model.num_parameters() > 100_000
+    assert not (Path(folder) / ".export.part").exists()
+
+
+def damaged_copies(source: Path, home: Path) -> list[tuple[str, Path]]:
+    copies = []
+    for name in sorted(path.name for path in source.iterdir()):
+        for kind in ("flipped", "cut", "gone"):
+            copy = home / f"{kind}-{name}"
+            shutil.copytree(source, copy)
+            file = copy / name
+            content = bytearray(file.read_bytes())
+            if kind == "flipped":
+                content[len(content) // 2] ^= 0x10
+                file.write_bytes(content)
+            elif kind == "cut":
+                file.write_bytes(content[: len(content) // 2])
+            else:
+                file.unlink()
+            copies.append((copy.name, copy))
+    return copies
+
+
+def test_a_damaged_file_is_noticed_and_the_checkpoint_before_is_taken(saved: dict[str, Any], tmp_path: Path) -> None:
+    from dtrain.train.checkpoint import newest_good
+
+    whole = RunPaths(Path(saved["2 fp32"]["folder"])).checkpoint(3)
+    names = []
+    for name, copy in damaged_copies(whole, tmp_path / "copies"):
+        paths = RunPaths(tmp_path / f"run-{name}")
+        shutil.copytree(whole, paths.checkpoint(3))
+        shutil.move(copy, paths.checkpoint(9))
+        found, told = newest_good(paths)
+        names.append(name)
+        assert found is not None, name
+        assert found.step == 3, name
+        assert len(told) == 1, name
+        assert told[0].startswith("step-9: "), name
+    assert len(names) == 3 * 3  # two ranks' files and the manifest
+
+
+def test_a_path_in_a_manifest_cannot_leave_the_folder(saved: dict[str, Any], tmp_path: Path) -> None:
+    from dtrain.train.checkpoint import what_is_wrong
+
+    copy = tmp_path / "step-3"
+    shutil.copytree(RunPaths(Path(saved["2 fp32"]["folder"])).checkpoint(3), copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["files"]["../secret"] = {"bytes": 1, "sha256": "0"}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert what_is_wrong(copy) == "../secret lies outside the checkpoint"
