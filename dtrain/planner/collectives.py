@@ -13,7 +13,7 @@ NETWORK_SHARE = 0.80
 """The same between nodes: about 92 of 100 GB/s on EFA at 1 GiB (ml-engineering), less at a block's size."""
 PCIE_SHARE = 0.55
 """Peers without NVLink go through the host bridge; 10 to 14 of 25 GB/s on 3090 and 4090 machines."""
-HOP_SECONDS = 2.5e-6
+HOP_SECONDS = 3e-6
 """A ring waits this long at each rank: 0.6 ms more per collective from 128 to 512 GPUs (fitted)."""
 BASE_SECONDS = 30e-6
 """Launch and handshake of one collective."""

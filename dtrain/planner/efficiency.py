@@ -17,14 +17,18 @@ from dtrain.hardware.gpus import Gpu
 
 UNMEASURED_MATMUL_SHARE = 0.80
 """Best measured matmul over the datasheet where nobody measured: H100 0.80, B200 0.78, A100 0.87 (ml-engineering)."""
-SUSTAINED_SHARE: Mapping[int, float] = {9: 0.84, 10: 0.84}
+SUSTAINED_SHARE: Mapping[int, float] = {9: 0.87, 10: 0.87}
 """By CUDA major version: clocks under the power limit over a whole step against the short burst of a benchmark. Cards
 of 700 W and more are power bound in long matmuls (fitted); the older ones hold their clock."""
+USUAL_SHAPE_SHARE = 0.85
+"""The shapes and layouts of a block (its transposed backward products too) against the best shape of a search (fitted)."""
+FP8_SHARE = 0.73
+"""Of the ratio of datasheet rates that fp8 keeps: eight-bit matmuls are more power and memory bound (fitted)."""
 TILE_ELEMENTS = 128 * 256
 """Outputs of one thread block of a large GEMM (CUTLASS' usual tile, docs/efficient_gemm.md)."""
 SPLIT_K = 4096
 """Longer inner dimensions are split over idle multiprocessors, so a last wave costs no more than this long."""
-INNER_HALF = 140
+INNER_HALF = 170
 """Inner dimension that costs as much as a tile's prologue and epilogue: efficiency K / (K + this) (fitted)."""
 MULTIPROCESSORS: Mapping[str, int] = {
     "v100": 80, "t4": 40, "a100": 108, "a10g": 80, "a6000": 84, "3090": 82, "4090": 128, "5090": 170, "l4": 58,
@@ -40,25 +44,25 @@ MEMORY_SHARE = 0.85
 
 # --- attention ----------------------------------------------------------------------------------------------------
 
-LEGACY_MMA_TFLOPS: Mapping[int, float] = {9: 620, 10: 620}
+LEGACY_MMA_TFLOPS: Mapping[int, float] = {9: 550, 10: 550}
 """Rate of Ampere's `mma.sync` instruction on newer cards, which FlashAttention 2 is written for: Hopper's new `wgmma` is
 needed for the last third (FlashAttention-3, arXiv 2407.08608, section 1)."""
 ATTENTION_SHARE: Mapping[str, float] = {
-    "flash_attention_3": 0.62,
+    "flash_attention_3": 0.50,
     "flash_attention_2": 0.60,
     "sdpa": 0.60,
     "varlen": 0.60,
     "flex": 0.50,
-    "triton": 0.31,
+    "triton": 0.33,
 }
 """Forward and backward together, causal half counted, head dimension 128, long windows: of `mma.sync`'s rate (FA3: of
 wgmma's). FA2: 190 of 312 on A100 (arXiv 2307.08691, figures 5 to 7); sdpa and varlen run the same kernel; flex: torch's blog,
 about 85 % of FA2; triton: the kernel of FlashAttention's first generation that MPT ships (fitted)."""
 BACKWARD_ATTENTION_FLOPS = 2.5
 """Five matmuls backward to two forward (arXiv 2307.08691, section 4.1)."""
-ATTENTION_HALF_WINDOW = 500
+ATTENTION_HALF_WINDOW = 600
 """Window at which the kernel reaches half its rate: the diagonal's masked half blocks and the softmax (fitted)."""
-HEAD_DIM_HALF = 40
+HEAD_DIM_HALF = 32
 """Rate grows with the head dimension as d / (d + this): softmax work is per score, matmul work per score and channel;
 FA2 reaches 0.85 of its d = 128 rate at 64 (arXiv 2307.08691, figure 5)."""
 
@@ -107,7 +111,7 @@ def rates_of(gpu: Gpu, dtype: str) -> Rates:
     """`dtype` is what the matmuls run in: bf16, fp16, tf32, fp32, fp8."""
     major = gpu.compute_capability[0] if gpu.compute_capability else 0
     sustained = SUSTAINED_SHARE.get(major, 1.0) * 1e12
-    matmul = sustained * best_tflops(gpu, dtype)
+    matmul = sustained * USUAL_SHAPE_SHARE * best_tflops(gpu, dtype) * (FP8_SHARE if dtype == "fp8" else 1.0)
     peak = gpu.tflops.get("bf16") or gpu.tflops.get("fp16") or matmul / sustained
     return Rates(
         matmul=matmul,

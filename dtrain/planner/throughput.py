@@ -26,12 +26,13 @@ from dtrain.planner.setup import DTYPE_BYTES, NF4_DOUBLE_QUANT_BYTES, Setup
 from dtrain.planner.traffic import LAUNCH_SECONDS, layer_traffic
 
 RECOMPUTED_MATMULS: Mapping[str, float] = MappingProxyType({"none": 0, "full": 1, "offload": 1, "selective": 0.5})
-"""Share of a block's forward matmuls that backward runs again; selective keeps every second one."""
+"""Share of a block's forward matmuls that backward runs again; selective keeps every second one. The last one of a block is
+never run again: recomputation stops once everything backward needs is there (torch.utils.checkpoint, early stop)."""
 RECOMPUTED_ATTENTION: Mapping[str, float] = MappingProxyType({"none": 0, "full": 1, "offload": 1, "selective": 0})
 RECOMPUTED_TRAFFIC: Mapping[str, float] = MappingProxyType({"none": 0, "full": 1, "offload": 1, "selective": 1})
 
 LOGIT_BYTES: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {"eager": (26, 18), "chunked": (22, 14), "compiled": (8, 6), "fused": (8, 6)}
+    {"eager": (26, 18), "chunked": (22, 14), "compiled": (6, 6), "fused": (4, 2)}
 )
 """Bytes moved per logit forward and backward beside the head's matmuls. Eager: the cast to fp32 (2+4), the shifted copy
 (4+4), log-softmax (4+4) and its sum; backward the softmax gradient (4+4+4), the cast (4+2). Fused: one pass each way."""
@@ -47,7 +48,7 @@ CPU_ADAM_PARAMETERS_PER_S = 4.0e9
 """DeepSpeedCPUAdam on one two-socket node: 2.6 s for 10 billion parameters (ZeRO-Offload, arXiv 2101.06840, table 4)."""
 NVME_BYTES_PER_S = 5.0e9
 """Of one node's drives, reading or writing (ZeRO-Infinity, arXiv 2104.07857, measured 3 to 6 GB/s a drive pair)."""
-CONTENTION = 0.10
+CONTENTION = 0.11
 """Share of a collective's time that the kernels beside it lose: NCCL takes multiprocessors and memory bandwidth (fitted)."""
 PREFETCH_SHARE: Mapping[str, float] = MappingProxyType({"zero3": 0.85, "fsdp2": 0.95})
 """Of a pass's compute that gathers can hide behind; DeepSpeed prefetches by count of elements, FSDP the whole next block."""
@@ -57,6 +58,8 @@ DEQUANT_BYTES = 4.5
 """Per weight of a frozen 4-bit matrix and pass: half a byte read, two written, two read back by the matmul."""
 STRAGGLER_PER_DOUBLING = 0.004
 """Everybody waits for the slowest: step time grows by this share with each doubling of nodes (fitted)."""
+FP8_CAST_BYTES = 6
+"""Per element that goes into an fp8 matmul: read for its largest value, read again, written once as it is and once turned."""
 MOE_SHARE = 0.75
 """Rate of grouped expert matmuls over a plain one of the same size: uneven experts, gathering and scattering tokens."""
 
@@ -232,6 +235,7 @@ def _layer_passes(key: BlockKey, layer: Layer) -> tuple[Pass, Pass]:
     rates = rates_of(key.gpu, key.dtype)
     products = [_linear_seconds(key, one, rates) for one in layer.linears]
     matmul, backward_matmul = sum(one[0] for one in products), sum(one[1] for one in products)
+    again_matmul = RECOMPUTED_MATMULS[key.recompute] * (matmul - products[-1][0])
     attention = _attention_seconds(key, layer)
     traffic = layer_traffic(key.facts, layer, key.compiled, key.fused)
     per_byte = key.tokens * key.element_bytes / 2 / key.tensor_parallel / rates.memory
@@ -239,7 +243,7 @@ def _layer_passes(key: BlockKey, layer: Layer) -> tuple[Pass, Pass]:
     forward = Pass(matmul, attention[0], traffic.forward * per_byte, launch * traffic.forward_kernels)
     again = RECOMPUTED_TRAFFIC[key.recompute]
     backward = Pass(
-        backward_matmul + RECOMPUTED_MATMULS[key.recompute] * matmul,
+        backward_matmul + again_matmul,
         attention[1] + RECOMPUTED_ATTENTION[key.recompute] * attention[0],
         (traffic.backward + again * traffic.forward) * per_byte,
         launch * (traffic.backward_kernels + again * traffic.forward_kernels),
@@ -255,6 +259,9 @@ def _linear_seconds(key: BlockKey, linear: Linear, rates: Rates) -> tuple[float,
     share = MOE_SHARE if experts > 1 else 1.0
     forward = experts * rates.matmul_seconds(rows, inputs, outputs) / share
     grad_input = experts * rates.matmul_seconds(rows, outputs, inputs) / share
+    if key.dtype == "fp8":
+        forward += FP8_CAST_BYTES * (key.tokens * inputs + linear.count * inputs * outputs) / rates.memory
+        grad_input += FP8_CAST_BYTES * key.tokens * outputs / rates.memory
     if key.targets is None:
         return forward, grad_input + experts * rates.matmul_seconds(inputs, rows, outputs) / share
     unpack = _unpack_seconds(key, linear, rates)
