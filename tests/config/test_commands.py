@@ -15,6 +15,7 @@ from dtrain import assets
 from dtrain.cli.main import main
 from dtrain.config.document import markdown
 from dtrain.config.load import load
+from dtrain.show.config import rows
 
 SEED = str(assets.root() / "configs/storyteller.yaml")
 
@@ -143,3 +144,16 @@ def _seconds(command: list[str]) -> float:
     begun = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - begun
+
+
+def test_the_planner_is_the_origin_of_what_was_left_open() -> None:
+    found = {row.key: row for row in rows(load(SEED), {"zero_stage": 2, "micro_batch_size": 1, "adapter": None})}
+    assert (found["zero_stage"].value, found["zero_stage"].origin.text()) == (2, "planner")
+    assert (found["micro_batch_size"].value, found["micro_batch_size"].origin.line) == (4, 26)
+    assert found["adapter"].origin.text() == "default"
+
+
+def test_config_alone_prints_its_help(dtrain: Any) -> None:
+    code, out, err = dtrain("config")
+    assert (code, err) == (0, "")
+    assert "schema" in out
