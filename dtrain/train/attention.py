@@ -129,7 +129,7 @@ def varlen_by_document(
 
 
 def _varlen(
-    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int | None, scale: float | None, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: Any, scale: float | None, window: int | None
 ) -> Tensor:
     """(1, T, H, D) from torch's kernel, which wants (T, heads, D). torch 2.10 had `is_causal`, later ones a window."""
     from torch.nn.attention.varlen import varlen_attn

@@ -48,8 +48,8 @@ def deepspeed_config(config: Config, choice: Choice, parameters: int, buckets: Z
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": choice.precision == "bf16"},
         "fp16": {
-            "enabled": choice.precision == "fp16", "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000,
-            "hysteresis": 2, "min_loss_scale": 1,
+            "enabled": choice.precision == "fp16", "loss_scale": 0, "initial_scale_power": 16,
+            "loss_scale_window": 1000, "hysteresis": 2, "min_loss_scale": 1,
         },
         # stage 0 cannot sum 16-bit gradients in fp32 (engine._do_optimizer_sanity_check)
         "data_types": {"grad_accum_dtype": "fp32"} if choice.zero_stage > 0 else {},

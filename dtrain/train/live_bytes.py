@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LiveBytes(TorchDispatchMode):
     """Inside the `with`, `peak` is the most bytes of tensor storage alive at once, those alive at entry included.
 
     Each storage counts once however many tensors view it. Only this thread's operations are seen: on a CPU the

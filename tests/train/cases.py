@@ -184,7 +184,7 @@ def plain_case(case: Case, folder: Path) -> dict[str, Any]:
             labels = torch.from_numpy(rows.labels(row).astype(np.int64))
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
             loss = torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum") / step.trained_tokens
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
