@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import click
 
-from dtrain.errors import PartMissing
+from dtrain.cli.parts import require_train
 
 
 @click.command("train", help=__doc__)
 @click.argument("run_folder", type=click.Path(path_type=Path))
 def command(run_folder: Path) -> None:
-    for part in ("torch", "deepspeed", "transformers"):
-        if importlib.util.find_spec(part) is None:
-            raise PartMissing.of(part, "train", "dtrain train")
+    require_train("dtrain train", ("torch", "deepspeed", "transformers"))
     from dtrain.train.worker import main
 
     sys.exit(main(run_folder))

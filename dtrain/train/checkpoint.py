@@ -139,13 +139,24 @@ def newest_good(paths: RunPaths) -> tuple[Checkpoint | None, list[str]]:
     for folder in sorted(paths.checkpoints.glob("step-*"), key=step_of, reverse=True):
         problem = what_is_wrong(folder)
         if problem is None:
-            manifest = read_json(folder / MANIFEST)
-            return Checkpoint(
-                folder, manifest["step"], Progress(**manifest["progress"]), manifest["world"], manifest["zero_stage"],
-                manifest.get("wandb_run_id"),
-            ), damaged  # fmt: skip
+            return _read(folder), damaged
         damaged.append(f"{folder.name}: {problem}")
     return None, damaged
+
+
+def at_step(paths: RunPaths, step: int) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint of one step if it is good, else what is wrong with it."""
+    folder = paths.checkpoint(step)
+    problem = what_is_wrong(folder)
+    return (_read(folder), []) if problem is None else (None, [f"{folder.name}: {problem}"])
+
+
+def _read(folder: Path) -> Checkpoint:
+    manifest = read_json(folder / MANIFEST)
+    return Checkpoint(
+        folder, manifest["step"], Progress(**manifest["progress"]), manifest["world"], manifest["zero_stage"],
+        manifest.get("wandb_run_id"),
+    )  # fmt: skip
 
 
 def what_is_wrong(folder: Path) -> str | None:

@@ -141,6 +141,7 @@ def engine_config(rank: Rank, steps: int) -> dict[str, Any]:
             learning_rate=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon,
             weight_decay=config.weight_decay, bf16=choice.precision == "bf16", fp16=choice.precision == "fp16",
             warmup_steps=rate.warmup_steps, total_steps=steps,
+            hidden_size=rank.plan["model"].get("hidden_size"),
         ),
     )  # fmt: skip
     return engine.merged_with_file(ours, {name: value for name, value in filled.items() if name not in engine.OURS})

@@ -35,17 +35,26 @@ def write(folder: Path, rank: int, mine: Sequence[Partition], whole_on_each_rank
     if whole_on_each_rank and rank != 0:
         mine = ()
     tensors: dict[str, Tensor] = {}
+    written: set[int] = set()
     layout = []
     for index, partition in enumerate(mine):
         scalars = {}
         tensors[f"{index}.{MASTER}"] = partition.master.detach().cpu()
         for kind, value in partition.states.items():
             if torch.is_tensor(value) and value.dim() > 0:
-                tensors[f"{index}.{kind}"] = value.detach().reshape(-1).cpu()
+                tensors[f"{index}.{kind}"] = _unshared(value.detach().reshape(-1).cpu(), written)
             else:
                 scalars[kind] = _plain(value)
         layout.append({"pieces": [asdict(piece) for piece in partition.pieces], "scalars": scalars})
     save_file(tensors, state_file(folder, rank), metadata={"layout": json.dumps(layout), "extra": json.dumps(extra)})
+
+
+def _unshared(tensor: Tensor, written: set[int]) -> Tensor:
+    """bitsandbytes gives all parameters one code book, and safetensors refuses memory under two names."""
+    if tensor.data_ptr() in written:
+        return tensor.clone()
+    written.add(tensor.data_ptr())
+    return tensor
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -183,6 +192,26 @@ def _fill_by_pieces(partition: Partition, stored: Sequence[Stored]) -> None:
             )
     for kind, tensor in filled.items():
         _put(partition, kind, tensor)
+
+
+def whole_master(stored: Sequence[Stored], name: str, numel: int) -> Tensor:
+    """One parameter's master weights, flat fp32, put together from all ranks' files."""
+    from safetensors import safe_open
+
+    whole = torch.empty(numel)
+    missing = numel
+    for one in stored:
+        for piece in one.pieces:
+            if piece.name == name:
+                with safe_open(one.file, framework="pt") as handle:
+                    source = handle.get_slice(f"{one.index}.{MASTER}")
+                    whole[piece.start : piece.start + piece.length] = source[piece.offset : piece.offset + piece.length]
+                missing -= piece.length
+    if missing:
+        raise RunFailed(
+            f"the checkpoint lacks {missing} elements of {name}", file=str(stored[0].file.parent) if stored else None
+        )
+    return whole
 
 
 def _refuse_blockwise(stored: Stored) -> None:

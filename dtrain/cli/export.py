@@ -1,0 +1,51 @@
+"""`dtrain export RUN [FOLDER]`: a Hugging Face folder from a run's checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from dtrain.cli.options import json_option
+from dtrain.cli.parts import require_train
+from dtrain.errors import BadInput
+from dtrain.files import read_json
+from dtrain.paths import RunPaths
+
+
+@click.command("export")
+@click.argument("run")
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.option("--step", type=click.IntRange(min=1), help="Which checkpoint; default: the newest good one.")
+@json_option
+def command(run: str, folder: Path | None, step: int | None, as_json: bool) -> None:
+    """Write the model of a checkpoint of RUN into FOLDER (default: RUN's folder/export-STEP), checked by a reload.
+
+    \b
+    dtrain export storyteller
+    dtrain export storyteller ./my-model --step 200
+    """
+    require_train("dtrain export")
+    from dtrain.cli.model_folder import config_of
+    from dtrain.launch import registry
+    from dtrain.train import checkpoint
+    from dtrain.train.export import export_checkpoint
+
+    paths = RunPaths(Path(registry.find(run).folder))
+    config = config_of(paths.output)
+    found, damaged = checkpoint.newest_good(paths) if step is None else checkpoint.at_step(paths, step)
+    for line in damaged:
+        click.echo(f"passed over: {line}", err=True)
+    if found is None or config is None:
+        there = sorted(checkpoint.step_of(one) for one in paths.checkpoints.glob("step-*"))
+        raise BadInput("there is no such checkpoint", file=str(paths.checkpoints), value=step, allowed=there)
+    out = folder or paths.output / f"export-{found.step}"
+    if (out / "config.json").exists():
+        raise BadInput("there is a model in this folder", file=str(out), fix="name another folder")
+    precision = read_json(paths.plan)["choice"]["precision"]
+    export_checkpoint(found.folder, config, precision, Path(read_json(paths.data)["tokenizer"]), out)
+    if as_json:
+        click.echo(json.dumps({"schema_version": 1, "folder": str(out), "step": found.step}, indent=2))
+        return
+    click.echo(f"{out}  (step {found.step})")
