@@ -71,9 +71,7 @@ NO_LAYER = LayerBytes(0, 0, 0, 0, 0, 0)
 def layer_bytes(key: ActivationKey, layer: Layer) -> LayerBytes:
     """The tensors of one block; see the module's docstring."""
     stream = key.width * key.facts.hidden_size
-    attention = _attention_saved(key, layer)
-    mlp = _mlp_saved(key, layer)
-    saved = attention + mlp + _norms_saved(key, layer)
+    saved = _attention_saved(key, layer) + _mlp_saved(key, layer) + _norms_saved(key, layer)
     return LayerBytes(
         input=stream,
         saved=saved,
@@ -104,6 +102,10 @@ class ActivationKey:
     dropout: bool
     packed: bool
     tiled_mlp: bool
+    ulysses: bool
+    frozen_keeps: bool
+    quantised: bool
+    fp32_routing: bool
 
     @classmethod
     def of(cls, setup: Setup) -> ActivationKey:
@@ -123,18 +125,29 @@ class ActivationKey:
             dropout=bool(adapter and adapter.dropout),
             packed=setup.packed,
             tiled_mlp=setup.tiled_mlp,
+            ulysses=setup.sequence_parallel_size > 1,
+            frozen_keeps=setup.frozen_keeps_inputs,
+            quantised=setup.dtypes.frozen in ("nf4", "int8"),
+            fp32_routing=setup.fp32_routing,
         )
 
     def keeps_input(self, *linears: Linear) -> float:
         """Bytes per input element that matmuls on one shared input keep: the input, or an adapter's own copies."""
         if self.trained:
             return self.width
+        frozen = self.frozen_kept
         adapted = sum(1 for one in linears if one.name in self.targets)
-        if not adapted:
+        if adapted and (self.dropout or self.adapter_width != self.width):
+            # dropout and a cast make a copy for each adapter
+            return frozen + adapted * (self.adapter_width + (1 if self.dropout else 0))
+        return max(frozen, self.width) if adapted else frozen
+
+    @property
+    def frozen_kept(self) -> float:
+        """Bytes per element that a frozen matmul keeps of its input: nothing, where autograd is as it should be."""
+        if not self.frozen_keeps:
             return 0.0
-        own = self.dropout or self.adapter_width != self.width  # dropout and a cast make a copy for each adapter
-        copies = adapted * (self.adapter_width + (1 if self.dropout else 0)) if own else 0.0
-        return copies if own else self.width
+        return self.width * (2 if self.quantised else 1)
 
 
 def _norms_saved(key: ActivationKey, layer: Layer) -> float:
@@ -168,8 +181,10 @@ def _attention_saved(key: ActivationKey, layer: Layer) -> float:
     kept += _attention_core(key, layer) / tp
     if facts.qk_norm != "none":
         kept += (query + key_value) / tp * norm_saved(key)
-    if parts.out is not None and key.packed and key.attention == "sdpa":
-        kept += key.width * query / tp  # documents' outputs are concatenated into one more tensor
+    if key.ulysses or (key.packed and key.attention == "sdpa"):
+        kept += key.width * query / tp  # the output once more: back from the all-to-all, or documents concatenated
+    if not key.trained and key.frozen_keeps and key.quantised:
+        kept += key.width * query / tp
     return kept
 
 
@@ -196,15 +211,21 @@ def quadratic(key: ActivationKey) -> bool:
 
 def _mlp_saved(key: ActivationKey, layer: Layer) -> float:
     facts = key.facts
+    if key.tiled_mlp:  # one tile after another, recomputed in backward: only the input is kept (deepspeed TiledMLP)
+        return key.width * facts.hidden_size
     parts = parts_of(facts, layer)
     kept = facts.hidden_size * key.keeps_input(*parts.ups, *parts.routers)
-    inner = inner_width(key, layer)
-    kept += inner * (_activation_kept(key) + key.keeps_input(*parts.downs))
-    routed = sum(one.active for one in parts.downs if one.count > 1)
-    if routed:  # tokens are copied once per expert they go to, and each result is scaled by its routing weight
-        kept += routed * 2 * key.width * facts.hidden_size
-        kept += 3 * 4 * facts.experts  # router logits and probabilities in fp32
-    return kept
+    kept += inner_width(key, layer) * (_activation_kept(key) + key.keeps_input(*parts.downs))
+    return kept + _routing_saved(key, layer)
+
+
+def _routing_saved(key: ActivationKey, layer: Layer) -> float:
+    """Tokens are copied once per expert they go to, and each result is scaled by its routing weight."""
+    routed = sum(one.active for one in parts_of(key.facts, layer).downs if one.count > 1)
+    if not routed:
+        return 0.0
+    scaled = 4 if key.fp32_routing else key.width
+    return routed * (key.width + scaled) * key.facts.hidden_size + 3 * 4 * key.facts.experts
 
 
 def _activation_kept(key: ActivationKey) -> float:
@@ -225,15 +246,38 @@ def _selective_saved(key: ActivationKey, layer: Layer) -> float:
 
 
 def _working(key: ActivationKey, layer: Layer) -> float:
-    """Beside what is saved, at the fullest moment of a block's backward: the product of the gated activation.
+    """Beside what is saved, at the fullest moment of a block's backward. Backward meets the MLP first."""
+    mlp = _mlp_working(key, layer)
+    attention = _attention_working(key) - _mlp_saved(key, layer)
+    norm = norm_working(key) * key.facts.hidden_size - _mlp_saved(key, layer)
+    return max(mlp, attention, norm, 0.0)
 
-    Three gradients of the inner width and one of the stream are alive; the down projection's input is already freed.
+
+def _mlp_working(key: ActivationKey, layer: Layer) -> float:
+    """The product of the gated activation: three gradients of the inner width (two without a gate) and the stream's.
+
+    The down projection's input is already freed.
     """
-    parts = parts_of(key.facts, layer)
-    gradients = 3 if key.facts.gated_mlp else 2
-    inner = inner_width(key, layer)
-    mlp = key.width * (key.facts.hidden_size + gradients * inner) - inner * key.keeps_input(*parts.downs)
-    return max(mlp, norm_working(key) * key.facts.hidden_size - _mlp_saved(key, layer), _scores_working(key))
+    facts, inner = key.facts, inner_width(key, layer)
+    if key.tiled_mlp:
+        tile = min(1.0, facts.hidden_size / key.window)  # ALST takes about hidden_size tokens a tile
+        return key.width * (2 * facts.hidden_size + 7 * inner * tile)
+    gradients = 3 if facts.gated_mlp else 2
+    routed = _routing_saved(key, layer) / 2  # gradients of the scattered and scaled rows
+    working = key.width * (facts.hidden_size + gradients * inner) + routed
+    return working - inner * key.keeps_input(*parts_of(facts, layer).downs)
+
+
+def _attention_working(key: ActivationKey) -> float:
+    """Gradients of q, k, v and the output; FlashAttention sums dq in fp32 and dk, dv per query head."""
+    facts, tp = key.facts, key.tensor_parallel
+    query, key_value = facts.heads * facts.head_dim / tp, facts.kv_heads * facts.head_dim / tp
+    gradients = key.width * (facts.hidden_size + 2 * query + 2 * key_value) + 4 * query
+    if facts.kv_heads < facts.heads:
+        gradients += 2 * key.width * query
+    if key.ulysses:
+        gradients += key.width * (query + 2 * key_value)
+    return gradients + _scores_working(key)
 
 
 def _scores_working(key: ActivationKey) -> float:
@@ -259,4 +303,5 @@ def inner_width(key: ActivationKey, layer: Layer) -> float:
 def forward_working(key: ActivationKey, layer: Layer) -> float:
     """Beside its input, at the fullest moment of a block's forward without gradients: the MLP's inner tensors."""
     inner = inner_width(key, layer) * (3 if key.facts.gated_mlp else 2)
-    return key.width * (2 * key.facts.hidden_size + inner) + _scores_working(key)
+    tile = min(1.0, key.facts.hidden_size / key.window) if key.tiled_mlp else 1.0
+    return key.width * (2 * key.facts.hidden_size + inner * tile) + _scores_working(key)

@@ -128,6 +128,11 @@ class Setup:
     fused_kernels: bool = False
     """Liger-like norms, rope and gated activations that keep only their inputs."""
     packed: bool = False
+    frozen_keeps_inputs: bool = False
+    """Frozen matmuls keep their input (twice when quantised), as measured of adapters outside peft: fused q, k, v with
+    padded updates, bitsandbytes before 0.42."""
+    fp32_routing: bool = False
+    """Experts' results are scaled by their routing weights in fp32 (torchtitan's MoE)."""
 
     offload_optimizer: Offload = "none"
     offload_params: Offload = "none"
@@ -195,12 +200,15 @@ class Setup:
 
     @property
     def adapter_parameters(self) -> int:
-        """Elements of the low-rank matrices (and DoRA magnitudes) of one adapter."""
+        """Elements of the low-rank matrices (and DoRA magnitudes)."""
         if self.adapter is None:
             return 0
         rank, dora = self.adapter.rank, self.adapter.dora
         return sum(
-            layers * linear.count * (rank * (linear.inputs + linear.outputs) + (linear.outputs if dora else 0))
+            self.adapter.copies
+            * layers
+            * linear.count
+            * (rank * (linear.inputs + linear.outputs) + (linear.outputs if dora else 0))
             for layer, layers in self.facts.layers
             for linear in layer.linears
             if linear.name in self.adapter.targets
@@ -251,6 +259,8 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
         tiled_mlp=config.tiled_mlp,
         compiled=config.torch_compile,
         packed=config.sample_packing,
+        frozen_keeps_inputs=config.plan_as is not None,
+        fp32_routing=config.plan_as is not None,
         offload_optimizer=choice.offload_optimizer,
         offload_params=choice.offload_params,
         buckets=zero_buckets(config, facts),

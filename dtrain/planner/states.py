@@ -194,8 +194,7 @@ class States:
         width = DTYPE_BYTES[setup.dtypes.gradient]
         summed = DTYPE_BYTES[setup.dtypes.accumulation] if setup.dtypes.accumulation else width
         if setup.offload_optimizer != "none" and setup.is_deepspeed:
-            # gradients leave for the host as they are reduced, unless micro-batches are summed on the card (stage 3)
-            return self.trained / self.ranks * summed if setup.sharding == "zero3" else 0.0
+            return 0.0  # they leave for the host as they are reduced (stage3.py: the flat buffer lies on the CPU)
         if setup.optimizer.in_backward:
             return self.trained_block * width
         if setup.sharding == "zero0" or setup.sharding == "ddp":
@@ -212,6 +211,12 @@ class States:
         setup = self.setup
         always = setup.sharding == "zero3" or (setup.sharding == "zero1" and setup.dtypes.accumulation is not None)
         return self.gradients if setup.accumulation > 1 or always else 0.0
+
+    @property
+    def _fsdp_reduce(self) -> float:
+        """A unit's gradient as computed and the reduce-scatter's input; the root (embedding and head) is the largest."""
+        unit = max(self.trained_block, self.root_elements if self.setup.adapter is None else 0.0)
+        return unit * (DTYPE_BYTES[self.setup.dtypes.compute] + DTYPE_BYTES[self.setup.dtypes.reduce])
 
     @property
     def head_gradients(self) -> float:
@@ -239,10 +244,7 @@ class States:
         if setup.sharding == "ddp":
             return self.trained * width if setup.ranks > 1 else 0.0  # buckets hold every gradient a second time
         if setup.sharding == "fsdp2":
-            if self.ranks == 1:
-                return self.trained_block * DTYPE_BYTES[setup.dtypes.gradient]
-            # a block's gradient as computed, the reduce-scatter's input, and the previous block's still travelling
-            return self.trained_block * (DTYPE_BYTES[setup.dtypes.compute] + 2 * width)
+            return self._fsdp_reduce
         if setup.sharding == "zero0":
             return bucket * width if setup.ranks > 1 else 0.0
         if setup.sharding == "zero3":
