@@ -77,9 +77,7 @@ def _show_plan(made: Planned, console: Console, as_json: bool) -> None:
 
     ways = made.ways_out()
     print_plan(made.plan, ways, console)
-    for note in made.loaded.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    if made.plan.fits:
+    if made.plan.accepted:
         return
     plan = made.plan
     error = DoesNotFit(

@@ -14,14 +14,13 @@ from dtrain.config.load import load
 from dtrain.config.origins import Loaded
 from dtrain.config.schema import Config
 from dtrain.errors import BadInputs, LauncherRefused
-from dtrain.hardware import larger_profiles, resolve_profile
-from dtrain.hardware.profiles import Profile
+from dtrain.hardware.profiles import Profile, resolve_profile
 from dtrain.launch import load as launchers
 from dtrain.launch.api import Job, Launcher, Rendered
 from dtrain.launch.create import job_of, new_id, output_folder, refuse_taken, run_files, run_name, settled
 from dtrain.launch.registry import Entry
-from dtrain.models import load_facts
 from dtrain.models.facts import ModelFacts
+from dtrain.models.hub import load_facts
 from dtrain.planner.nearest import Way, ways_out
 from dtrain.planner.plan import Plan, make_plan
 
@@ -37,9 +36,7 @@ class Planned:
 
     def ways_out(self) -> list[Way]:
         """The nearest changes with which it would fit; empty when it fits."""
-        if self.plan.fits:
-            return []
-        return ways_out(self.plan, self.loaded, self.facts, larger_profiles(self.profile))
+        return [] if self.plan.accepted else ways_out(self.plan, self.loaded, self.facts)
 
 
 def planned(file: Path, sets: Sequence[str], profile_name: str) -> Planned:
@@ -50,7 +47,7 @@ def planned(file: Path, sets: Sequence[str], profile_name: str) -> Planned:
         raise BadInputs(refusals)
     profile = resolve_profile(profile_name)
     refuse_planned_only(profile)
-    facts = load_facts(loaded.config.base_model)
+    facts = load_facts(loaded.config.base_model, revision=loaded.config.revision_of_model, config_dir=file.parent)
     return Planned(loaded, profile, facts, make_plan(loaded, profile, facts))
 
 

@@ -124,9 +124,10 @@ def refuse_other_gpus(job: Job, found: list[Listed]) -> None:
         )
     planned_gib = job.plan.get("profile", {}).get("capacity_gib")
     smallest = min(found[: job.ranks_per_node], key=memory_gib)
-    if planned_gib and memory_gib(smallest) < SAME_CARD * planned_gib:
+    here_gib = memory_gib(smallest)
+    if planned_gib and here_gib < SAME_CARD * planned_gib:
         raise BadInput(
-            f"the profile's cards have {planned_gib:.0f} GiB, and a {smallest.name} here has {memory_gib(smallest):.0f}",
+            f"the profile's cards have {planned_gib:.0f} GiB, and a {smallest.name} here has {here_gib:.0f}",
             key="--profile",
             fix="--profile auto plans for the cards that are here",
         )

@@ -76,7 +76,8 @@ def torchrun_command(job: Job, port: int | None = None) -> tuple[str, ...]:
         sys.executable, "-m", "torch.distributed.run",
         "--nnodes", "1", "--nproc-per-node", str(job.ranks_per_node), "--max-restarts", "0",
         "--monitor-interval", str(MONITOR_SECONDS),
-        "--rdzv-backend", "c10d", "--rdzv-id", job.run_id, "--local-addr", "127.0.0.1",
+        # is_host: at a taken port torchrun fails; without it, it would wait for ever on whoever listens there
+        "--rdzv-backend", "c10d", "--rdzv-conf", "is_host=1", "--rdzv-id", job.run_id, "--local-addr", "127.0.0.1",
         "--rdzv-endpoint", f"127.0.0.1:{port}" if port else ANY_FREE_PORT,
         *worker_arguments(str(job.folder)),
     )  # fmt: skip

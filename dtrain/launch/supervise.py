@@ -204,7 +204,7 @@ def supervise(paths: RunPaths, spec: LaunchSpec, stop: StopRequests) -> Ending:
     for process in left:
         print(f"[dtrain] process {process.pid} cannot be killed (state {process.state})", flush=True)
     ending.write(paths)
-    print(f"[dtrain] run {spec.run_id}: {ending.reason} (exit code {ending.code})", flush=True)
+    print(f"run {spec.run_id}: {ending.reason} (exit code {ending.code})", flush=True)
     return ending
 
 

@@ -132,17 +132,21 @@ class LineScreen:
         self.stage = ""
         self.line_at = 0.0
         self.line_of = -1
+        self.newest: Snapshot | None = None
 
     def __enter__(self) -> LineScreen:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        return
+        chart = chart_text(self.newest, self.console) if self.newest is not None else ""
+        if chart:
+            self.say(chart)
 
     def say(self, words: str) -> None:
         self.console.print(Text(words), soft_wrap=True)
 
     def update(self, snapshot: Snapshot) -> None:
+        self.newest = snapshot
         for words in snapshot.words:
             self.say(words)
         if snapshot.stage != self.stage and snapshot.stage not in PASSING_STAGES:

@@ -121,11 +121,11 @@ def _near(place: Path) -> str:
 
 
 def _print_next(console: Console, commands: Mapping[str, str]) -> None:
-    table = Table.grid(padding=(0, 2))
-    for command, words in commands.items():
-        table.add_row(Text(f"  {command}", style="cyan", overflow="fold"), Text(words, style="dim"))
     console.print(Text("Next:", style="bold"))
-    console.print(table)
+    longest = max(len(command) for command in commands)
+    for command, words in commands.items():
+        line = Text(f"  {command.ljust(longest)}  ", style="cyan") + Text(words, style="dim")
+        console.print(line, soft_wrap=True)  # a command is copied whole
 
 
 def _resume_commands(entry: Entry, paths: RunPaths) -> dict[str, str]:

@@ -22,23 +22,36 @@ COLOURS = {
 def print_runs(
     runs: Sequence[tuple[Entry, Status]], broken: Sequence[Broken], console: Console, problems: Sequence[str] = ()
 ) -> None:
-    """Newest first."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("ID", "NAME", "STATE", "PROFILE", "ON", "AGE", ""):
-        table.add_column(heading, no_wrap=heading in ("ID", "STATE", "AGE"), overflow="fold")
-    for entry, status in runs:
-        age = duration(max(0.0, time.time() - entry.created))
-        state = Text(status.state, style=COLOURS[status.state])
-        reason = status.reason if status.state != "done" else ""
-        table.add_row(entry.id, Text(entry.name), state, entry.profile, entry.launcher, age, Text(reason, style="dim"))
-    if runs:
-        console.print(table)
-    else:
+    """Newest first, a line each. Only a terminal cuts the reason short; a pipe gets all of it."""
+    if not runs:
         console.print("No runs yet. Start one: dtrain launch configs/storyteller-tiny.yaml --profile cpu")
-    for entry_file in broken:
-        console.print(Text(f"unreadable entry {entry_file.path}: {entry_file.why}", style="red"), soft_wrap=True)
+    rows = [_row(entry, status) for entry, status in runs]
+    widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)] if rows else []
+    if rows:
+        console.print(Text(_aligned(HEADINGS, widths), style="bold"), soft_wrap=True)
+    for row, (_, status) in zip(rows, runs, strict=True):
+        line = Text(_aligned(row, widths))
+        line.highlight_words([status.state], COLOURS[status.state])
+        if console.is_terminal:
+            line.truncate(console.width, overflow="ellipsis")
+        console.print(line, soft_wrap=True)
+    for one in broken:
+        console.print(Text(f"unreadable entry {one.path}: {one.why}", style="red"), soft_wrap=True)
     for problem in problems:
         console.print(Text(problem, style="red"), soft_wrap=True)
+
+
+HEADINGS = ("ID", "NAME", "STATE", "PROFILE", "ON", "AGE", "")
+
+
+def _row(entry: Entry, status: Status) -> tuple[str, ...]:
+    age = duration(max(0.0, time.time() - entry.created))
+    reason = status.reason if status.reason != status.state else ""
+    return (entry.id, entry.name, status.state, entry.profile, entry.launcher, age, " ".join(reason.split()))
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def run_json(entry: Entry, status: Status) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Stands in for `dtrain train` and `dtrain.data.prepare` where only their life and death matter: no torch, real signals.
+"""Stands in for `dtrain train` and `dtrain.data.prepare` where only life and death matter: no torch, real signals.
 
-`python stand_in.py worker RUN_FOLDER` keeps the worker's protocol: its own log, state.json and metrics.jsonl by rank 0,
-SIGTERM = finish the step, save a checkpoint, leave with 75. What it should do wrong is told by STAND_IN_* variables.
+`python stand_in.py worker RUN_FOLDER` keeps the worker's protocol: its own log, state.json and metrics.jsonl by
+rank 0, SIGTERM = finish the step, save a checkpoint, leave with 75. STAND_IN_* variables say what it does wrong.
 `python stand_in.py torchrun N COMMAND...` starts N ranks as torchrun does: own sessions, RANK in the environment.
 """
 
