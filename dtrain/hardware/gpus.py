@@ -18,7 +18,7 @@ class Gpu:
     title: str
     """As people say it: `NVIDIA A100 80 GB SXM`."""
     memory_gib: float
-    tflops: Mapping[str, float | None]
+    tflops: Mapping[str, float | None] = field(hash=False)
     """Datasheet dense peak by precision: bf16, fp16, tf32, fp32, fp8; None or absent: the card does not have it."""
     measured_tflops_bf16: float | None
     """Best measured matmul (16-bit: fp16 where there is no bf16)."""
@@ -28,7 +28,7 @@ class Gpu:
     pcie_gb_per_s: float
     compute_capability: tuple[int, int] | None
     """CUDA's; None where it is no NVIDIA card."""
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Figure → where it comes from."""
     support: str = "full"
     """`full`, `planned` (plan only, launch refuses) or `refused` with the reason in `note`."""

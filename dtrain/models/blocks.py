@@ -119,6 +119,7 @@ def assemble(
     *,
     norm: Literal["rms", "layer"] = "rms",
     norm_width: int | None = None,
+    embedding_width: int | None = None,
     gated: bool = True,
     activation: str,
     qk_norm: QkNorm = "none",
@@ -130,9 +131,12 @@ def assemble(
     extra_final: int = 0,
     head_bias: bool = False,
 ) -> ModelFacts:
-    """Embedding, blocks, last norm and head. `norm_width` is the elements of the last norm; RMS has one per channel."""
+    """Embedding, blocks, last norm and head. `norm_width` is the elements of an unusual last norm;
+    `embedding_width` the channels of embedding and head, where they are not the hidden size.
+    """
+    width = dims.hidden if embedding_width is None else embedding_width
     final = dims.hidden * (1 if norm == "rms" else 2) if norm_width is None else norm_width
-    head = 0 if dims.tied else dims.vocab * dims.hidden
+    head = 0 if dims.tied else dims.vocab * width
     return ModelFacts(
         name=figures.name,
         family=figures.family,
@@ -150,7 +154,7 @@ def assemble(
         experts=experts,
         experts_per_token=experts_per_token,
         learned_position_parameters=learned_positions,
-        embedding_parameters=dims.vocab * dims.hidden + learned_positions + extra_embedding,
+        embedding_parameters=dims.vocab * width + learned_positions + extra_embedding,
         head_parameters=head + (dims.vocab if head_bias else 0),
         final_parameters=final + extra_final,
         source=figures.source,

@@ -7,14 +7,43 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dtrain.errors import BadInput
-from dtrain.models import dense
+from dtrain.models import dense, layernorm, moe
 from dtrain.models.facts import ModelFacts
 from dtrain.models.figures import Figures
 
 FAMILIES: Mapping[str, Callable[[Figures], ModelFacts]] = {
+    "bloom": layernorm.bloom,
+    "cohere": layernorm.cohere,
+    "deepseek_v2": moe.deepseek,
+    "deepseek_v3": moe.deepseek,
+    "falcon": layernorm.falcon,
+    "gemma": dense.gemma,
+    "gemma2": dense.gemma2,
+    "gemma3_text": dense.gemma3,
+    "gpt2": layernorm.gpt2,
+    "gpt_neox": layernorm.gpt_neox,
+    "gpt_oss": moe.gpt_oss,
+    "gptj": layernorm.gptj,
+    "granite": dense.llama,
+    "granitemoe": moe.granitemoe,
     "llama": dense.llama,
     "mistral": dense.mistral,
+    "mixtral": moe.mixtral,
+    "mpt": layernorm.mpt,
+    "olmo": layernorm.olmo,
+    "olmo2": dense.olmo2,
+    "olmo3": dense.olmo3,
+    "olmoe": moe.olmoe,
+    "opt": layernorm.opt,
+    "phi": layernorm.phi,
+    "phi3": dense.phi3,
     "qwen2": dense.qwen2,
+    "qwen2_moe": moe.qwen2_moe,
+    "qwen3": dense.qwen3,
+    "qwen3_moe": moe.qwen3_moe,
+    "smollm3": dense.smollm3,
+    "stablelm": layernorm.stablelm,
+    "starcoder2": layernorm.starcoder2,
 }
 """transformers' `model_type` → how its blocks are counted."""
 
