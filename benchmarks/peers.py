@@ -1,4 +1,4 @@
-"""Other estimators' published formulas, in our own words, for the same Setup. GiB a GPU, or None where they have no answer."""
+"""Other estimators' published formulas, in our own words, for the same Setup: GiB a GPU, or None."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dtrain.units import gib
 
 
 def deepspeed_estimator(setup: Setup) -> float | None:
-    """DeepSpeed's `estimate_zero*_model_states_mem_needs`: model states only; stage 3 adds the largest layer in fp32."""
+    """DeepSpeed's `estimate_zero*_model_states_mem_needs`: states only; stage 3 adds the largest layer in fp32."""
     if setup.adapter is not None:
         return None
     parameters, ranks = setup.facts.parameters, setup.shard_ranks
@@ -22,7 +22,7 @@ def deepspeed_estimator(setup: Setup) -> float | None:
 
 
 def transformer_math(setup: Setup) -> float | None:
-    """EleutherAI's Transformer Math 101: states by ZeRO stage and Korthikanti's activations with 16-bit dropout blocks."""
+    """EleutherAI's Transformer Math 101: states by ZeRO stage, and Korthikanti's activations."""
     if setup.adapter is not None:
         return None
     parameters, ranks, facts = setup.facts.parameters, setup.shard_ranks, setup.facts
@@ -38,7 +38,7 @@ def transformer_math(setup: Setup) -> float | None:
 
 
 def megatron(setup: Setup) -> float | None:
-    """Megatron-LM's `theoretical_memory_usage`: 18 or 6 + 12/ranks bytes a parameter, activations with selective recompute."""
+    """Megatron-LM's `theoretical_memory_usage`: 18 or 6 + 12/ranks bytes a parameter, selective recomputation."""
     if setup.adapter is not None:
         return None
     facts, ranks, tokens = setup.facts, setup.shard_ranks, setup.micro_batch_tokens

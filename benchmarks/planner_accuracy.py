@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.peers import PEERS
-from benchmarks.published import NotStated, Row, published, quantile, setup_of, source_of
+from benchmarks.published import NotStated, Row, median, published, quantile, setup_of, source_of
 from dtrain.planner.memory import Memory, estimate_memory
 from dtrain.planner.setup import Setup
 from dtrain.planner.throughput import estimate_time
@@ -73,9 +73,13 @@ class Results:
 @lru_cache(maxsize=1)
 def compare() -> Results:
     """Every published row that is stated well enough, beside our estimate."""
-    throughput, memory, verdicts, missing = [], [], [], []
+    throughput: list[Compared] = []
+    memory: list[Compared] = []
+    verdicts: list[Verdict] = []
+    missing: list[str] = []
     for row, setup in _convertible(published("throughput"), missing):
-        throughput.append(_compared(row, row["tokens_per_s_per_gpu"], estimate_time(setup).tokens_per_second_per_gpu, {}))
+        rate = estimate_time(setup).tokens_per_second_per_gpu
+        throughput.append(_compared(row, row["tokens_per_s_per_gpu"], rate, {}))
     for row, setup in _convertible(published("memory"), missing):
         estimate = estimate_memory(setup)
         if row["kind"] != "measured_peak":
@@ -127,9 +131,7 @@ class Summary:
 
 def summary(errors: Sequence[float]) -> Summary:
     sizes = [abs(error) for error in errors]
-    return Summary(
-        len(errors), quantile(sizes, 0.5), quantile(sizes, 0.9), quantile(list(errors), 0.5), max(sizes, default=0.0)
-    )
+    return Summary(len(errors), median(sizes), quantile(sizes, 0.9), median(list(errors)), max(sizes, default=0.0))
 
 
 def firm(rows: Iterable[Compared]) -> list[Compared]:
@@ -163,10 +165,11 @@ def document(results: Results) -> str:
         [
             "# How right the planner is",
             "",
-            "Written by `python -m benchmarks.planner_accuracy --out docs/planner_accuracy.md`; a test keeps it current.",
+            "Written by `python -m benchmarks.planner_accuracy --out docs/planner_accuracy.md`; a test keeps it so.",
             "Published runs and their sources: `tests/measured/published_*.json`; how a row becomes a layout:",
-            "`benchmarks/published.py`. An error is predicted / measured − 1; the median and the nine-in-ten figure are of its",
-            "size, the bias keeps its sign. Peaks are compared with the same kind of peak (allocated, reserved, nvidia-smi).",
+            "`benchmarks/published.py`. An error is predicted / measured − 1; the median and the nine-in-ten figure",
+            "are of its size, the bias keeps its sign. Peaks are compared with the same kind of peak (allocated,",
+            "reserved, nvidia-smi).",
             "",
             "## Tokens a second",
             "",
@@ -206,11 +209,15 @@ def document(results: Results) -> str:
 
 def _table(rows: Sequence[Compared]) -> list[str]:
     kept = firm(rows)
-    lines = ["| source | rows | median | nine in ten within | bias | worst |", "|---|---|---|---|---|---|"]
+    lines = _head("source")
     for name, group in sorted(by_source(kept).items()):
         held = " (held out)" if name in HELD_OUT and rows and not rows[0].peers else ""
         lines.append(_summary_line(name + held, summary([row.error for row in group])))
     return [*lines, _summary_line("**all**", summary([row.error for row in kept]))]
+
+
+def _head(first: str) -> list[str]:
+    return [f"| {first} | rows | median | nine in ten within | bias | worst |", "|---|---|---|---|---|---|"]
 
 
 def _summary_line(name: str, told: Summary) -> str:
@@ -218,7 +225,7 @@ def _summary_line(name: str, told: Summary) -> str:
 
 
 def _peers(results: Results) -> list[str]:
-    lines = ["### Beside other estimators, on the rows each can answer", "", "| estimator | rows | median | nine in ten within | bias | worst |", "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["### Beside other estimators, on the rows each can answer", "", *_head("estimator")]
     kept = firm(results.memory)
     answered = [row for row in kept if any(value is not None for value in row.peers.values())]
     lines.append(_summary_line("dtrain, all rows", summary([row.error for row in kept])))
@@ -239,7 +246,8 @@ def _fits(results: Results) -> list[str]:
     ]
     wrong = [one for one in sure if not one.right]
     return lines + [
-        f"- wrong: {one.id}: {one.predicted_gib:.1f} GiB planned on {one.card_gib:.1f}, {_said(one.fitted)}" for one in wrong
+        f"- wrong: {one.id}: {one.predicted_gib:.1f} GiB planned on {one.card_gib:.1f}, {_said(one.fitted)}"
+        for one in wrong
     ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +38,8 @@ class Framework:
     fused_kernels: bool = False
     """Its norms and activations are single kernels without torch.compile."""
     fp32_norms: bool = True
-    chunk_tokens: int = 1024
+    dropout: bool = False
+    """Of its adapters."""
     source: str = ""
 
 
@@ -63,8 +65,9 @@ FRAMEWORKS: Mapping[str, Framework] = {
         source="train_gpt2.cu: cuDNN's flash attention, one kernel per layer norm, gelu and classifier",
     ),
     "Lightning-AI/litgpt": Framework(
-        "litgpt", "sdpa", "chunked", "adamw_torch", chunk_tokens=128,
-        source="litgpt chunked_cross_entropy: loss in chunks of 128 positions, the head's logits whole",
+        "litgpt", "sdpa", "compiled", "adamw_torch", dropout=True,
+        source="litgpt/finetune/lora.py: the head in chunks of 128 positions whose 16-bit logits all stay, no fp32 "
+        "copy (about 6 bytes a logit, as compiled); lora_dropout 0.05",
     ),
     "snowflakedb/ArcticTraining": Framework(
         "ArcticTraining", "flash_attention_2", "eager", "adamw_torch", source="rows: Liger or whole logits",
@@ -80,8 +83,8 @@ GPU_NAMES = {
 }  # fmt: skip
 
 STATED_NETWORK_GBIT = {"A100-40GB": 1600.0, "A100-80GB": 1600.0, "H100-80GB": 3200.0, "H200": 3200.0, "B200": 3200.0}
-"""Per node where a row states none: llm-foundry's table heads say 1600 Gbps RoCE for A100; 8 × 400 Gb/s is what H100 and
-newer nodes have (shared/truth/hardware.json, _inter_node)."""
+"""Per node where a row states none: llm-foundry's table heads say 1600 Gbps RoCE for A100; 8 × 400 Gb/s is what
+H100 and newer nodes have (shared/truth/hardware.json, _inter_node)."""
 
 
 POWER_TO_CLOCK = 0.4
@@ -109,6 +112,7 @@ def setup_of(row: Row) -> Setup:
     framework = FRAMEWORKS[row["source"]["repo"]]
     facts = facts_of(row)
     parallel = row["parallelism"]
+    offload = str(row.get("offload"))
     fp8 = "fp8" in str(row["precision"].get("name") or row["precision"].get("compute"))
     return Setup(
         facts=facts,
@@ -126,15 +130,14 @@ def setup_of(row: Row) -> Setup:
         checkpointing=checkpointing_of(row),
         attention=attention_of(row, framework),
         cross_entropy=cross_entropy_of(row, framework),
-        cross_entropy_chunk_tokens=framework.chunk_tokens,
         sequence_parallel_size=parallel.get("ulysses_sp") or 1,
         tensor_parallel_size=parallel.get("tp") or 1,
         tiled_mlp=bool(row.get("tiled_mlp")),
         compiled=bool(row.get("compile")),
         fused_kernels=framework.fused_kernels or bool(row.get("liger")),
         packed=False,
-        offload_optimizer="cpu" if "optimizer cpu" in str(row.get("offload")) or row.get("offload") == "cpu" else "none",
-        offload_params="cpu" if "param cpu" in str(row.get("offload")) else "none",
+        offload_optimizer="cpu" if offload == "cpu" or "optimizer cpu" in offload else "none",
+        offload_params="cpu" if "param cpu" in offload else "none",
         expandable_segments="expandable_segments:True" in str(row.get("inferred")),
     )
 
@@ -147,9 +150,7 @@ def gpu_of(row: Row) -> Gpu:
     if name == "H100-96GB-HBM2e":  # torchtitan's test cluster: 500 W, slower memory (its docs; truth/hardware.json)
         card = GPUS["h100"]
         slower = (500 / 700) ** POWER_TO_CLOCK * (card.measured_tflops_bf16 or 0)
-        return replace(
-            card, name="h100-96gb-hbm2e", memory_gib=95.0, memory_gb_per_s=2400, measured_tflops_bf16=slower
-        )
+        return replace(card, name="h100-96gb-hbm2e", memory_gib=95.0, memory_gb_per_s=2400, measured_tflops_bf16=slower)
     if name not in GPU_NAMES:
         raise NotStated(f"{row['id']}: the card is not stated")
     return GPUS[GPU_NAMES[name]]
@@ -194,9 +195,7 @@ def facts_of(row: Row) -> ModelFacts:
         linears.append(Linear("gate", hidden, experts))
     names = ("gate_proj", "up_proj", "down_proj") if gated else ("fc1", "fc2")
     shapes = [(hidden, inner)] * (len(names) - 1) + [(inner, hidden)]
-    linears += [
-        Linear(name, a, b, bias, experts, float(top)) for name, (a, b) in zip(names, shapes, strict=True)
-    ]
+    linears += [Linear(name, a, b, bias, experts, float(top)) for name, (a, b) in zip(names, shapes, strict=True)]
     layer_norm = "layer" in arch["norm"]
     norms = 1 if arch.get("parallel_residual") else 2
     per_norm = hidden * (2 if layer_norm and bias else 1)
@@ -241,8 +240,8 @@ def accumulation_of(row: Row) -> int:
     if row.get("grad_accum"):
         return int(row["grad_accum"])
     if row.get("global_batch_tokens"):
-        ranks = row["n_gpus"]
-        return max(1, round(row["global_batch_tokens"] / (row["micro_batch"] * row["seq_len"] * ranks)))
+        per_pass = int(row["micro_batch"]) * int(row["seq_len"]) * int(row["n_gpus"])
+        return max(1, round(int(row["global_batch_tokens"]) / per_pass))
     return 1
 
 
@@ -272,12 +271,14 @@ def dtypes_of(row: Row, framework: Framework, fp8: bool) -> Dtypes:
         gradient="fp32" if held_fp32 else "bf16",
         accumulation="fp32" if masters and not grads.startswith("bf16") else None,
         reduce="bf16" if reduce_bf16 or not held_fp32 else "fp32",
-        frozen="nf4" if quantised or "nf4" in str((row.get("peft") or {}).get("quant")) else frozen_dtype(row, held_fp32),
+        frozen=frozen_dtype(row, held_fp32),
         norm="fp32" if framework.fp32_norms else "bf16",
     )
 
 
-def frozen_dtype(row: Row, held_fp32: bool) -> Literal["fp32", "bf16"]:
+def frozen_dtype(row: Row, held_fp32: bool) -> Literal["fp32", "bf16", "nf4"]:
+    if "nf4" in str((row.get("peft") or {}).get("quant")):
+        return "nf4"
     return "fp32" if held_fp32 and row.get("peft") else "bf16"
 
 
@@ -313,6 +314,7 @@ def adapter_of(row: Row, facts: ModelFacts) -> AdapterSpec | None:
         kind="qlora" if "nf4" in str(peft.get("quant")) else "lora",
         rank=peft["rank"],
         targets=frozenset(targets),
+        dropout=FRAMEWORKS[row["source"]["repo"]].dropout,
         copies=4 if "MAX_LORAS=4" in str(row.get("inferred")) else 1,
     )
 
@@ -335,6 +337,10 @@ def cross_entropy_of(row: Row, framework: Framework) -> Literal["eager", "chunke
     if framework.name == "prime-rl" and "-rl-" in row["id"]:
         return "fused"
     return framework.cross_entropy
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values) if values else math.nan
 
 
 def quantile(values: list[float], share: float) -> float:

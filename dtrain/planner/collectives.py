@@ -8,7 +8,7 @@ from functools import lru_cache
 from dtrain.hardware.profiles import Profile
 
 LINK_SHARE = 0.78
-"""NCCL's bus bandwidth over the link's rate in one node: 230 to 240 of 300 GB/s on A100, 360 of 450 on H100 (nccl-tests)."""
+"""NCCL's bus bandwidth over the link's rate in one node: 235 of 300 GB/s (A100), 360 of 450 (H100), nccl-tests."""
 NETWORK_SHARE = 0.80
 """The same between nodes: about 92 of 100 GB/s on EFA at 1 GiB (ml-engineering), less at a block's size."""
 PCIE_SHARE = 0.55
@@ -55,8 +55,8 @@ def link_over(profile: Profile, ranks: int, whole_nodes_first: bool = True) -> L
 
 def _node_bandwidth(profile: Profile) -> float:
     gpu = profile.gpu
-    if profile.is_cpu:
-        return 0.25e9 * max(1.0, gpu.memory_gb_per_s)  # through shared memory: write, read, add, write
+    if profile.is_cpu:  # the pseudo-card's link is gloo's measured rate already
+        return 1e9 * gpu.gpu_link_gb_per_s
     if gpu.gpu_link_gb_per_s:
         return LINK_SHARE * 1e9 * gpu.gpu_link_gb_per_s
     return PCIE_SHARE * 1e9 * gpu.pcie_gb_per_s

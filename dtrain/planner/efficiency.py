@@ -21,7 +21,7 @@ SUSTAINED_SHARE: Mapping[int, float] = {9: 0.87, 10: 0.87}
 """By CUDA major version: clocks under the power limit over a whole step against the short burst of a benchmark. Cards
 of 700 W and more are power bound in long matmuls (fitted); the older ones hold their clock."""
 USUAL_SHAPE_SHARE = 0.85
-"""The shapes and layouts of a block (its transposed backward products too) against the best shape of a search (fitted)."""
+"""The shapes and layouts of a block, its transposed backward products too, against a search's best shape (fitted)."""
 FP8_SHARE = 0.73
 """Of the ratio of datasheet rates that fp8 keeps: eight-bit matmuls are more power and memory bound (fitted)."""
 TILE_ELEMENTS = 128 * 256
@@ -45,8 +45,8 @@ MEMORY_SHARE = 0.85
 # --- attention ----------------------------------------------------------------------------------------------------
 
 LEGACY_MMA_TFLOPS: Mapping[int, float] = {9: 550, 10: 550}
-"""Rate of Ampere's `mma.sync` instruction on newer cards, which FlashAttention 2 is written for: Hopper's new `wgmma` is
-needed for the last third (FlashAttention-3, arXiv 2407.08608, section 1)."""
+"""Rate of Ampere's `mma.sync` instruction on newer cards, which FlashAttention 2 is written for: Hopper needs its new
+`wgmma` for the last third (FlashAttention-3, arXiv 2407.08608, section 1; the figure is fitted)."""
 ATTENTION_SHARE: Mapping[str, float] = {
     "flash_attention_3": 0.50,
     "flash_attention_2": 0.60,
@@ -56,8 +56,9 @@ ATTENTION_SHARE: Mapping[str, float] = {
     "triton": 0.33,
 }
 """Forward and backward together, causal half counted, head dimension 128, long windows: of `mma.sync`'s rate (FA3: of
-wgmma's). FA2: 190 of 312 on A100 (arXiv 2307.08691, figures 5 to 7); sdpa and varlen run the same kernel; flex: torch's blog,
-about 85 % of FA2; triton: the kernel of FlashAttention's first generation that MPT ships (fitted)."""
+wgmma's). FA2: 190 of 312 on A100 (arXiv 2307.08691, figures 5 to 7); sdpa and varlen run the same kernel; flex: torch's
+blog, about 85 % of FA2; FA3: 500 to 550 of 989 (arXiv 2407.08608, figures 5 and 6), less what the power limit takes;
+triton: the kernel of FlashAttention's first generation that MPT ships (fitted)."""
 BACKWARD_ATTENTION_FLOPS = 2.5
 """Five matmuls backward to two forward (arXiv 2307.08691, section 4.1)."""
 ATTENTION_HALF_WINDOW = 600
@@ -95,6 +96,8 @@ def multiprocessors(gpu: Gpu) -> int:
 
 def best_tflops(gpu: Gpu, dtype: str) -> float:
     """Best measured matmul in `dtype`; types that nobody measured keep bf16's ratio to the datasheet."""
+    if gpu.name == "cpu":  # its figures are measured ones
+        return gpu.tflops.get(dtype) or gpu.tflops.get("fp32") or 0.1
     half = gpu.tflops.get("bf16") or gpu.tflops.get("fp16")
     measured = gpu.measured_tflops_bf16
     share = measured / half if measured and half else UNMEASURED_MATMUL_SHARE

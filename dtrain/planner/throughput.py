@@ -2,8 +2,8 @@
 
 A micro-batch is a forward and a backward pass. In each, a rank's kernels (matmuls, attention, the memory traffic of
 everything else) run one after the other, collectives run beside them, and the CPU must have launched all of it; the
-slowest of the three is what the pass takes. Then comes the optimizer. `efficiency`, `traffic` and `collectives` hold the
-rates and where they come from.
+slowest of the three is what the pass takes. Then comes the optimizer. `efficiency`, `traffic` and `collectives` hold
+the rates and where they come from.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from dtrain.planner.setup import DTYPE_BYTES, NF4_DOUBLE_QUANT_BYTES, Setup
 from dtrain.planner.traffic import LAUNCH_SECONDS, layer_traffic
 
 RECOMPUTED_MATMULS: Mapping[str, float] = MappingProxyType({"none": 0, "full": 1, "offload": 1, "selective": 0.5})
-"""Share of a block's forward matmuls that backward runs again; selective keeps every second one. The last one of a block is
-never run again: recomputation stops once everything backward needs is there (torch.utils.checkpoint, early stop)."""
+"""Share of a block's forward matmuls that backward runs again; selective keeps every second one. The last of a block is
+not run again: recomputation stops once everything backward needs is there (torch.utils.checkpoint, early stop)."""
 RECOMPUTED_ATTENTION: Mapping[str, float] = MappingProxyType({"none": 0, "full": 1, "offload": 1, "selective": 0})
 RECOMPUTED_TRAFFIC: Mapping[str, float] = MappingProxyType({"none": 0, "full": 1, "offload": 1, "selective": 1})
 
@@ -35,7 +35,7 @@ LOGIT_BYTES: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"eager": (26, 18), "chunked": (22, 14), "compiled": (6, 6), "fused": (4, 2)}
 )
 """Bytes moved per logit forward and backward beside the head's matmuls. Eager: the cast to fp32 (2+4), the shifted copy
-(4+4), log-softmax (4+4) and its sum; backward the softmax gradient (4+4+4), the cast (4+2). Fused: one pass each way."""
+(4+4), log-softmax (4+4); backward the softmax gradient (4+4+4), the cast (4+2). Fused: one pass each way."""
 HEAD_MATMULS: Mapping[str, float] = MappingProxyType({"eager": 3, "chunked": 4, "compiled": 3, "fused": 3})
 """Products with the head's matrix per trained position: one forward, two backward, and a forward again where logits are
 not kept (a chunked loss that recomputes; a fused one computes its gradient at once)."""
@@ -45,13 +45,16 @@ FOREACH_PASSES = 80 / 28
 CLIP_PASSES = 3
 """The norm reads all gradients, the scaling reads and writes them."""
 CPU_ADAM_PARAMETERS_PER_S = 4.0e9
-"""DeepSpeedCPUAdam on one two-socket node: 2.6 s for 10 billion parameters (ZeRO-Offload, arXiv 2101.06840, table 4)."""
+"""DeepSpeedCPUAdam on a two-socket node: 2.6 s for 10 billion parameters (ZeRO-Offload, arXiv 2101.06840, table 4)."""
 NVME_BYTES_PER_S = 5.0e9
 """Of one node's drives, reading or writing (ZeRO-Infinity, arXiv 2104.07857, measured 3 to 6 GB/s a drive pair)."""
 CONTENTION = 0.11
-"""Share of a collective's time that the kernels beside it lose: NCCL takes multiprocessors and memory bandwidth (fitted)."""
+"""Share of a collective's time that the kernels beside it lose: NCCL takes multiprocessors and bandwidth (fitted)."""
 PREFETCH_SHARE: Mapping[str, float] = MappingProxyType({"zero3": 0.85, "fsdp2": 0.95})
-"""Of a pass's compute that gathers can hide behind; DeepSpeed prefetches by count of elements, FSDP the whole next block."""
+"""Of a pass's kernels that gathers can hide behind: DeepSpeed prefetches some elements, FSDP the whole next block."""
+ZERO3_LAUNCHES = 5.5
+"""DeepSpeed's hooks around every submodule at stage 3, in launches of the eager kernels: 3.3 ms instead of 0.5 ms for
+the forward of a Llama block whose kernels cost nothing (measured here, one gloo rank, deepspeed 0.19.8)."""
 STEP_OVERHEAD_SECONDS = 4e-3
 """Of a step outside the kernels: the next batch, the scheduler, the loss that is fetched (fitted)."""
 DEQUANT_BYTES = 4.5
@@ -59,7 +62,9 @@ DEQUANT_BYTES = 4.5
 STRAGGLER_PER_DOUBLING = 0.004
 """Everybody waits for the slowest: step time grows by this share with each doubling of nodes (fitted)."""
 FP8_CAST_BYTES = 6
-"""Per element that goes into an fp8 matmul: read for its largest value, read again, written once as it is and once turned."""
+"""Per element that goes into an fp8 matmul: read for its largest value, read again, written straight and transposed."""
+FUSED_FP32_ATTENTION_SHARE = 0.5
+"""Of fp32's matmul rate: FlashAttention has no fp32, torch's memory-efficient and CPU kernels do it (assumed)."""
 MOE_SHARE = 0.75
 """Rate of grouped expert matmuls over a plain one of the same size: uneven experts, gathering and scattering tokens."""
 
@@ -74,7 +79,7 @@ class StepTime:
     tokens_per_second: float
     tokens_per_second_per_gpu: float
     mfu: float | None
-    """Causal model FLOPs (6·parameters + 6·layers·hidden·sequence per token) over the dense datasheet peak; None without one."""
+    """Causal model FLOPs (6·parameters + 6·layers·hidden·sequence per token) over the dense datasheet peak, if any."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,8 @@ class BlockKey:
     rank: int
     frozen: str
     recompute: str
+    hooks: float
+    """CPU time of a block's launches over that of its kernels alone."""
 
     @classmethod
     def of(cls, setup: Setup) -> BlockKey:
@@ -184,6 +191,7 @@ class BlockKey:
             rank=adapter.rank if adapter else 0,
             frozen=setup.dtypes.frozen if adapter else "",
             recompute=setup.checkpointing,
+            hooks=ZERO3_LAUNCHES if setup.sharding == "zero3" else 1.0,
         )
 
 
@@ -207,7 +215,7 @@ def _micro_batch(setup: Setup) -> dict[str, float]:
 
 
 def _beside(kernels: float, launches: float, collectives: float, setup: Setup) -> float:
-    """What collectives add to a pass: what does not fit behind it, the first block's, and what they take from kernels."""
+    """What collectives add to a pass: what does not fit behind it, the first block's, and what kernels lose to them."""
     if collectives <= 0:
         return 0.0
     first = collectives / max(1, setup.facts.layer_count)
@@ -239,7 +247,7 @@ def _layer_passes(key: BlockKey, layer: Layer) -> tuple[Pass, Pass]:
     attention = _attention_seconds(key, layer)
     traffic = layer_traffic(key.facts, layer, key.compiled, key.fused)
     per_byte = key.tokens * key.element_bytes / 2 / key.tensor_parallel / rates.memory
-    launch = 0.0 if key.gpu.name == "cpu" else LAUNCH_SECONDS
+    launch = key.hooks * LAUNCH_SECONDS
     forward = Pass(matmul, attention[0], traffic.forward * per_byte, launch * traffic.forward_kernels)
     again = RECOMPUTED_TRAFFIC[key.recompute]
     backward = Pass(
@@ -248,7 +256,12 @@ def _layer_passes(key: BlockKey, layer: Layer) -> tuple[Pass, Pass]:
         (traffic.backward + again * traffic.forward) * per_byte,
         launch * (traffic.backward_kernels + again * traffic.forward_kernels),
     )
-    return forward, backward
+    return (_one_by_one(forward), _one_by_one(backward)) if key.gpu.name == "cpu" else (forward, backward)
+
+
+def _one_by_one(told: Pass) -> Pass:
+    """On a CPU the same thread launches and computes."""
+    return Pass(told.compute, told.attention, told.elementwise + told.launches, 0.0)
 
 
 def _linear_seconds(key: BlockKey, linear: Linear, rates: Rates) -> tuple[float, float]:
@@ -282,13 +295,18 @@ def _attention_seconds(key: BlockKey, layer: Layer) -> tuple[float, float]:
     """Forward and backward of one block's attention."""
     context = mean_context(key.window, layer.attention_window)
     channels = key.facts.heads * key.facts.head_dim / key.tensor_parallel
-    if key.attention == "eager" or key.gpu.name == "cpu":
+    if key.attention == "eager":
         return _eager_attention(key, channels)
     flops = 4 * key.tokens * channels * context
-    rate = attention_rate(key.gpu, key.attention, key.facts.head_dim, context)
-    if key.dtype == "fp32":
-        rate *= 0.25
+    rate = attention_rate(key.gpu, kernel_of(key), key.facts.head_dim, context)
+    if key.dtype in ("fp32", "tf32"):
+        rate = FUSED_FP32_ATTENTION_SHARE * rates_of(key.gpu, key.dtype).matmul
     return flops / rate, BACKWARD_ATTENTION_FLOPS * flops / rate
+
+
+def kernel_of(key: BlockKey) -> str:
+    """MPT's own modelling code brings a Triton kernel of FlashAttention's first generation; other models take any."""
+    return "triton" if key.facts.family == "mpt" else key.attention
 
 
 def _eager_attention(key: BlockKey, channels: float) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from dtrain.models.facts import Layer, ModelFacts
 
 EAGER_RMS_FORWARD = 34
-"""Bytes per element: cast to fp32 (2+4), square (4+4), mean (4), scale (4+4), cast back (4+2), weight (2+2), and rest."""
+"""Bytes per element: cast to fp32 (2+4), square (4+4), mean (4), scale (4+4), cast back (4+2), weight (2+2)."""
 EAGER_RMS_BACKWARD = 56
 FUSED_NORM_FORWARD = 4
 FUSED_NORM_BACKWARD = 8
