@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from dtrain.config.schema import Dataset
@@ -60,6 +60,7 @@ class Chat:
     trained_roles: frozenset[str]
     train_on_eos: TrainOnEos
     train_on_inputs: bool
+    _asking: dict[str, bool] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, dataset: Dataset, encoder: Encoder, template: str, train_on_inputs: bool) -> Chat:
@@ -138,14 +139,23 @@ class Chat:
 
     def _begin_by_prompt(self, messages: list[Message], index: int, text: str, row: Row) -> int | None:
         """None where the template does not ask the model to speak, or does so in other words than it later renders."""
-        if index == 0:
+        if index == 0 or not self._asks(messages[index - 1]["role"]):
             return None
         try:
-            before = self._render(messages[:index], row)
             asking = self._render(messages[:index], row, ask=True)
         except RowProblem:  # templates may refuse a part of a conversation
             return None
-        return len(asking) if asking != before and text.startswith(asking) else None
+        return len(asking) if text.startswith(asking) else None
+
+    def _asks(self, role: str) -> bool:
+        """Whether the template adds a prompt for the model after a message of this role; some never do."""
+        if role not in self._asking:
+            probe = [{"role": "user", "content": "?"}, *([{"role": role, "content": "?"}] if role != "user" else [])]
+            try:
+                self._asking[role] = self._render(probe, {}, ask=True) != self._render(probe, {})
+            except RowProblem:
+                self._asking[role] = False
+        return self._asking[role]
 
     def _end_by_prefix(self, messages: list[Message], index: int, text: str, row: Row) -> int | None:
         if index == len(messages) - 1:

@@ -39,10 +39,11 @@ FORMAT = 1
 """Raised when the same config and rows would give other ids, labels or files."""
 
 DATA_OPTIONS = (
-    "sequence_len", "train_on_inputs", "excess_length_strategy", "min_sample_len", "dataset_exact_deduplication",
-    "val_set_size", "seed", "train_tokenizer", "special_tokens", "tokens", "chat_template", "chat_template_jinja",
+    "sequence_len", "train_on_inputs", "excess_length_strategy", "min_sample_len", "train_tokenizer", "special_tokens",
+    "tokens", "chat_template", "chat_template_jinja",
 )  # fmt: skip
-"""Keys of the config, beside `datasets` and `test_datasets`, that change the tokenised rows."""
+"""Keys of the config that change the tokenised rows. What only chooses rows (the held-out share, its seed, equal rows
+left out) is in the fingerprint of the chosen rows."""
 
 Say = Callable[[str], None]
 
@@ -265,12 +266,14 @@ def _trained(config: Config, inputs: Inputs, say: Say) -> Any:
 
 
 def main(run_folder: str | Path) -> int:
-    """Prepare the data of a run and write its `data.json`; on failure `logs/prepare.error.json`. Returns the exit code."""
+    """Prepare the data of a run and write its `data.json`; on failure `prepare.error.json`. Returns the exit code."""
     run = RunPaths.of(Path(run_folder))
     try:
         from dtrain.config.load import load
 
-        prepared = prepare(load(run.config).config, config_dir=run.run, say=lambda line: print(line, flush=True))
+        prepared = prepare(
+            load(run.config).config, config_dir=run.run, say=lambda line: print(f"[dtrain] {line}", flush=True)
+        )
         write_json(run.data, data_json(prepared))
     except Exception as error:
         told = _told(error)
