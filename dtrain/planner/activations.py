@@ -121,7 +121,7 @@ class ActivationKey:
             tensor_parallel=setup.tensor_parallel_size,
             trained=adapter is None,
             targets=adapter.targets if adapter else frozenset(),
-            adapter_width=DTYPE_BYTES[setup.dtypes.weights],
+            adapter_width=DTYPE_BYTES[setup.dtypes.compute if setup.shards_weights else setup.dtypes.weights],
             dropout=bool(adapter and adapter.dropout),
             packed=setup.packed,
             tiled_mlp=setup.tiled_mlp,
@@ -214,7 +214,9 @@ def _mlp_saved(key: ActivationKey, layer: Layer) -> float:
     if key.tiled_mlp:  # one tile after another, recomputed in backward: only the input is kept (deepspeed TiledMLP)
         return key.width * facts.hidden_size
     parts = parts_of(facts, layer)
-    kept = facts.hidden_size * key.keeps_input(*parts.ups, *parts.routers)
+    kept = 0.0
+    if not (facts.parallel_residual and layer.norms == 1):  # one norm feeds both halves: its output is kept once
+        kept = facts.hidden_size * key.keeps_input(*parts.ups, *parts.routers)
     kept += inner_width(key, layer) * (_activation_kept(key) + key.keeps_input(*parts.downs))
     return kept + _routing_saved(key, layer)
 
@@ -275,8 +277,8 @@ def _attention_working(key: ActivationKey) -> float:
     gradients = key.width * (facts.hidden_size + 2 * query + 2 * key_value) + 4 * query
     if facts.kv_heads < facts.heads:
         gradients += 2 * key.width * query
-    if key.ulysses:
-        gradients += key.width * (query + 2 * key_value)
+    if key.ulysses:  # sent and received copies of the all-to-alls
+        gradients += 2 * key.width * (query + 2 * key_value)
     return gradients + _scores_working(key)
 
 

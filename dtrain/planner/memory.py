@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from dtrain.planner.activations import NO_LAYER, ActivationKey, LayerBytes, layer_bytes, norm_saved, norm_working
@@ -24,6 +24,8 @@ CUDA_CONTEXT_GIB = 0.55
 """Context and loaded kernels of one process: 0.47 lazily loaded to 0.92 (A100, torch 2.1), 0.55 in ml-engineering."""
 NCCL_GIB = 1.0
 """Communicators of one process: 1.45 after a first barrier, 1 to 2 usual with several groups (planning_facts.md)."""
+NETWORK_GIB = 1.0
+"""What channels to other nodes add to it (0.5 per communicator seen)."""
 CUBLAS_WORKSPACE_BYTES = 8.125 * 2**20
 """torch/aten/src/ATen/cuda/CUDABlas.cpp: 4096*2 + 16*8 KiB per handle and stream; 32 MiB on Hopper and later."""
 HOPPER_WORKSPACE_BYTES = 32 * 2**20
@@ -100,7 +102,7 @@ def estimate_memory(setup: Setup) -> Memory:
             largest[moment.phase] = moment
     peak = max(largest.values(), key=lambda moment: moment.total)
     allocated = peak.total / GIB
-    reserved = allocated * fragmentation(setup)
+    reserved = reserved_gib(setup, allocated)
     smi = reserved + outside_torch_gib(setup)
     spread = _spread_gib(setup, peak, reserved)
     return Memory(
@@ -125,11 +127,19 @@ def fragmentation(setup: Setup) -> float:
     return EXPANDABLE_FRAGMENTATION if setup.expandable_segments else FRAGMENTATION
 
 
+def reserved_gib(setup: Setup, allocated: float) -> float:
+    """What the allocator holds. When the card runs full it gives cached blocks back before it gives up."""
+    least = allocated * min(fragmentation(setup), EXPANDABLE_FRAGMENTATION)
+    room = setup.profile.gpu.memory_gib - outside_torch_gib(setup)
+    return min(allocated * fragmentation(setup), max(least, room))
+
+
 def outside_torch_gib(setup: Setup) -> float:
     """CUDA context and NCCL: seen by nvidia-smi, not by torch."""
     if setup.profile.is_cpu:
         return 0.0
-    return CUDA_CONTEXT_GIB + (NCCL_GIB if setup.ranks > 1 else 0.0)
+    between = NETWORK_GIB if setup.profile.nodes > 1 else 0.0
+    return CUDA_CONTEXT_GIB + (NCCL_GIB + between if setup.ranks > 1 else 0.0)
 
 
 def _spread_gib(setup: Setup, peak: Moment, reserved_gib: float) -> float:
@@ -191,11 +201,17 @@ class Blocks:
     @classmethod
     def of(cls, setup: Setup) -> Blocks:
         key, tokens, hidden = ActivationKey.of(setup), setup.micro_batch_tokens, setup.facts.hidden_size
-        kinds = [(layer_bytes(key, layer), count) for layer, count in setup.facts.layers]
-        biggest = max((one for one, _ in kinds), key=lambda one: one.saved + one.working, default=NO_LAYER)
         recomputes = setup.checkpointing != "none"
+        kinds = [(layer_bytes(key, layer), count) for layer, count in setup.facts.layers]
+        alive = ActivationKey.of(replace(setup, compiled=False)) if recomputes and setup.compiled else key
+        biggest = max(
+            (layer_bytes(alive, layer) for layer, _ in setup.facts.layers),
+            key=lambda one: one.saved + one.working,
+            default=NO_LAYER,
+        )
         last_norm = hidden * norm_saved(key)
         rotary = 2 * key.width * setup.facts.head_dim
+        # a compiled block holds as much as an eager one while it is recomputed and differentiated (prime-rl's rows)
         inside = biggest.saved - biggest.shared if recomputes else 0.0
         return cls(
             kept=tokens * (sum(_kept_by(setup, one) * count for one, count in kinds) + last_norm + rotary),

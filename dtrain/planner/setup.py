@@ -88,7 +88,7 @@ class AdapterSpec:
     modules_to_save: frozenset[str] = frozenset()
     """Whole modules trained beside the adapters: `embed_tokens`, `lm_head`."""
     copies: int = 1
-    """Adapters held at once (prime-rl trains several)."""
+    """Adapters held at once, of which one trains (prime-rl serves several runs)."""
 
 
 @dataclass(frozen=True)
@@ -205,10 +205,7 @@ class Setup:
             return 0
         rank, dora = self.adapter.rank, self.adapter.dora
         return sum(
-            self.adapter.copies
-            * layers
-            * linear.count
-            * (rank * (linear.inputs + linear.outputs) + (linear.outputs if dora else 0))
+            layers * linear.count * (rank * (linear.inputs + linear.outputs) + (linear.outputs if dora else 0))
             for layer, layers in self.facts.layers
             for linear in layer.linears
             if linear.name in self.adapter.targets
@@ -227,7 +224,12 @@ class Setup:
 
     @property
     def frozen_parameters(self) -> int:
+        """Of the base model; 0 where all of it is trained."""
         return 0 if self.adapter is None else self.facts.parameters
+
+    @property
+    def idle_adapter_parameters(self) -> int:
+        return 0 if self.adapter is None else (self.adapter.copies - 1) * self.adapter_parameters
 
 
 def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choice) -> Setup:

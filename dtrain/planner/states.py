@@ -37,7 +37,8 @@ class States:
 
     @property
     def _trained_weights(self) -> float:
-        return self.trained * DTYPE_BYTES[self.setup.dtypes.weights]
+        idle = self.setup.idle_adapter_parameters / self.setup.tensor_parallel_size
+        return (self.trained + idle) * DTYPE_BYTES[self.setup.dtypes.weights]
 
     @cached_property
     def _frozen_weights(self) -> float:
@@ -92,10 +93,10 @@ class States:
 
     @property
     def _fsdp_gathered_elements(self) -> float:
-        """The root (embedding, head, last norm) stays gathered; of the blocks, this one and the prefetched one."""
+        """The root (embedding, head, last norm) stays gathered; of the blocks, this one, the next, and its gather."""
         if not self.setup.reshard_after_forward:
             return self.whole_elements
-        return self.root_elements + 2 * self.largest_block
+        return self.root_elements + (3 if self.ranks > 1 else 2) * self.largest_block
 
     @cached_property
     def root_elements(self) -> float:
@@ -121,6 +122,8 @@ class States:
         if self.setup.adapter is None or self.setup.dtypes.frozen not in ("nf4", "int8"):
             return 0.0
         largest = max((one.inputs * one.outputs for layer, _ in self.facts.layers for one in layer.linears), default=0)
+        if self.setup.frozen_keeps_inputs:  # frameworks that quantise every linear quantise the head as well
+            largest = max(largest, self.facts.vocab_size * self.facts.hidden_size)
         return largest * DTYPE_BYTES[self.setup.dtypes.compute] / self.setup.tensor_parallel_size
 
     # --- optimizer ------------------------------------------------------------------------------------------------
@@ -214,7 +217,7 @@ class States:
 
     @property
     def _fsdp_reduce(self) -> float:
-        """A unit's gradient as computed and the reduce-scatter's input; the root (embedding and head) is the largest."""
+        """The largest unit's gradient as computed, and the reduce-scatter's input; the root is a unit."""
         unit = max(self.trained_block, self.root_elements if self.setup.adapter is None else 0.0)
         return unit * (DTYPE_BYTES[self.setup.dtypes.compute] + DTYPE_BYTES[self.setup.dtypes.reduce])
 
