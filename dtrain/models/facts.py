@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 
@@ -83,16 +84,16 @@ class ModelFacts:
     config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """The config.json itself, for what the planner does not model."""
 
-    @property
+    @cached_property
     def layer_count(self) -> int:
         return sum(count for _, count in self.layers)
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         blocks = sum(layer.parameters * count for layer, count in self.layers)
         return blocks + self.embedding_parameters + self.head_parameters + self.final_parameters
 
-    @property
+    @cached_property
     def active_parameters(self) -> int:
         """Parameters a token touches: all of them but the experts it is not routed to."""
         idle = sum(
