@@ -126,10 +126,12 @@ def rates_of(gpu: Gpu, dtype: str) -> Rates:
 
 def attention_rate(gpu: Gpu, kernel: str, head_dim: int, context: float) -> float:
     """FLOP/s of a fused attention kernel at a mean causal context (half the window), half the scores counted."""
+    hopper = gpu.compute_capability is not None and gpu.compute_capability[0] == 9
+    if kernel == "flash_attention_3" and not hopper:  # it runs there only; elsewhere its older brother does
+        kernel = "flash_attention_2"
     share = ATTENTION_SHARE.get(kernel, ATTENTION_SHARE["sdpa"])
-    rates = rates_of(gpu, "bf16")
-    peak = gpu.tflops.get("bf16") or 0.0
-    top = 1e12 * peak if kernel == "flash_attention_3" else min(rates.legacy_matmul, 1e12 * peak or rates.matmul)
+    peak = 1e12 * (gpu.tflops.get("bf16") or gpu.tflops.get("fp16") or gpu.tflops.get("fp32") or 0.1)
+    top = peak if kernel == "flash_attention_3" else min(rates_of(gpu, "bf16").legacy_matmul, peak)
     by_dim = head_dim / (head_dim + HEAD_DIM_HALF) * (128 + HEAD_DIM_HALF) / 128
     window = 2 * context
     return share * top * min(by_dim, 1.1) * window / (window + ATTENTION_HALF_WINDOW)

@@ -55,6 +55,8 @@ PREFETCH_SHARE: Mapping[str, float] = MappingProxyType({"zero3": 0.85, "fsdp2": 
 ZERO3_LAUNCHES = 5.5
 """DeepSpeed's hooks around every submodule at stage 3, in launches of the eager kernels: 3.3 ms instead of 0.5 ms for
 the forward of a Llama block whose kernels cost nothing (measured here, one gloo rank, deepspeed 0.19.8)."""
+BACKWARD_SHARE = 0.6
+"""Of a micro-batch's kernels: two thirds, less the first layers', whose gradients come last."""
 STEP_OVERHEAD_SECONDS = 4e-3
 """Of a step outside the kernels: the next batch, the scheduler, the loss that is fetched (fitted)."""
 DEQUANT_BYTES = 4.5
@@ -111,8 +113,8 @@ def estimate_time(setup: Setup) -> StepTime:
     parts = {name: setup.accumulation * seconds for name, seconds in micro.items()}
     parts["optimizer"], parts["offload"] = optimizer_seconds(setup), offload_seconds(setup)
     boundary = _boundary_collectives(setup)
-    last_backward = micro["compute"] + micro["attention"]
-    parts["collectives"] += _exposed(boundary.overlapped, 0.6 * last_backward) + boundary.alone
+    last_backward = BACKWARD_SHARE * (sum(micro.values()) - micro["collectives"])
+    parts["collectives"] += _exposed(boundary.overlapped, last_backward) + boundary.alone
     stragglers = STRAGGLER_PER_DOUBLING * _doublings(setup.profile.nodes)
     parts["other"] = STEP_OVERHEAD_SECONDS + stragglers * sum(parts.values())
     return _told(setup, parts)
@@ -201,7 +203,7 @@ def _micro_batch(setup: Setup) -> dict[str, float]:
     head, loss = head_seconds(setup)
     moved = _pass_collectives(setup)
     exposed = sum(
-        _beside(one.kernels + (head + loss) * share, one.launches, seconds, setup)
+        _beside(max(one.kernels, one.launches) + (head + loss) * share, seconds, setup)
         for one, share, seconds in ((forward, 1 / 3, moved[0]), (backward, 2 / 3, moved[1]))
     )
     return {
@@ -214,13 +216,12 @@ def _micro_batch(setup: Setup) -> dict[str, float]:
     }
 
 
-def _beside(kernels: float, launches: float, collectives: float, setup: Setup) -> float:
+def _beside(busy: float, collectives: float, setup: Setup) -> float:
     """What collectives add to a pass: what does not fit behind it, the first block's, and what kernels lose to them."""
     if collectives <= 0:
         return 0.0
     first = collectives / max(1, setup.facts.layer_count)
-    room = PREFETCH_SHARE.get(setup.sharding, 0.85) * max(kernels, launches)
-    return first + _exposed(collectives - first, room)
+    return first + _exposed(collectives - first, PREFETCH_SHARE.get(setup.sharding, 0.85) * busy)
 
 
 def _exposed(collectives: float, room: float) -> float:
