@@ -25,6 +25,17 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     return model
 
 
+def config_of(model: Any) -> dict[str, Any]:
+    """The config as transformers completes and saves it."""
+    told: dict[str, Any] = model.config.to_dict()
+    return told
+
+
+def ends(model: Any) -> tuple[Any, Any]:
+    """Head and token embedding."""
+    return model.get_output_embeddings(), model.get_input_embeddings()
+
+
 def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -108,7 +108,7 @@ def test_every_family_has_a_case() -> None:
 def test_counts_equal_the_real_model(family: str, config: dict[str, Any]) -> None:
     config = {"model_type": family, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **config}
     model = meta.build(config)
-    for said in (config, model.config.to_dict()):
+    for said in (config, meta.config_of(model)):
         facts = facts_from_config(said, family, "config.json")
         assert facts.parameters == meta.parameters(model)
         assert meta.planned_kinds(facts) == meta.real_kinds(model)
@@ -123,7 +123,7 @@ def test_the_parts_outside_the_blocks_are_where_they_belong(family: str, config:
     config = {"model_type": family, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **config}
     model = meta.build(config)
     facts = facts_from_config(config, family, "config.json")
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    head, embedding = meta.ends(model)
     tied = head.weight is embedding.weight
     assert facts.tied_embeddings is tied
     assert facts.head_parameters == sum(p.numel() for p in head.parameters()) - (head.weight.numel() if tied else 0)
