@@ -8,17 +8,15 @@ from pathlib import Path
 
 import click
 
+from dtrain.cli.options import file_argument, json_option, profile_option, set_option
+
 
 @click.command("plan")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--profile", "profile_name", default="auto", show_default=True, help="The machine: a100x8, 4090x1, cpu, …"
-)
-@click.option(
-    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a key of FILE, as --set a.b=c; repeatable."
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")
-def command(file: Path, profile_name: str, sets: tuple[str, ...], as_json: bool) -> None:
+@file_argument
+@profile_option(default="auto")
+@set_option
+@json_option
+def command(file: Path, profile: str, sets: tuple[str, ...], as_json: bool) -> None:
     """Does it fit, how fast, how long, what does it cost: told before a cent is spent.
 
     \b
@@ -34,9 +32,8 @@ def command(file: Path, profile_name: str, sets: tuple[str, ...], as_json: bool)
     from dtrain.planner.plan import make_plan
 
     loaded = load(file, sets)
-    profile = resolve_profile(profile_name)
     facts = load_facts(loaded.config.base_model, revision=loaded.config.revision_of_model, config_dir=file.parent)
-    plan = make_plan(loaded, profile, facts)
+    plan = make_plan(loaded, resolve_profile(profile), facts)
     ways = [] if plan.accepted else ways_out(plan, loaded, facts)
     if as_json:
         document = plan.as_json() | ({"ways_out": [way.as_json() for way in ways]} if ways else {})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from dtrain.planner.activations import NO_LAYER, ActivationKey, LayerBytes, layer_bytes, norm_saved, norm_working
@@ -54,29 +55,6 @@ class Phase:
         return sum(self.terms.values())
 
 
-@dataclass(frozen=True)
-class Memory:
-    """All in GiB. The terms of the peak phase add up to `peak_allocated`."""
-
-    phases: tuple[Phase, ...]
-    peak_phase: str
-    peak_allocated: float
-    peak_reserved: float
-    peak_smi: float
-    peak_low: float
-    peak_high: float
-    host_memory_gib: float
-    """Per node."""
-
-    @property
-    def peak(self) -> float:
-        return self.peak_smi
-
-    @property
-    def terms(self) -> Mapping[str, float]:
-        return next(phase.terms for phase in self.phases if phase.name == self.peak_phase)
-
-
 class Moment(NamedTuple):
     """One instant, bytes by term."""
 
@@ -94,6 +72,35 @@ class Moment(NamedTuple):
         return sum(self[1:])
 
 
+@dataclass(frozen=True)
+class Memory:
+    """All in GiB. The terms of the peak phase add up to `peak_allocated`."""
+
+    largest: tuple[Moment, ...]
+    """The largest moment of each phase, in order, in bytes."""
+    peak_phase: str
+    peak_allocated: float
+    peak_reserved: float
+    peak_smi: float
+    peak_low: float
+    peak_high: float
+    host_memory_gib: float
+    """Per node."""
+
+    @property
+    def peak(self) -> float:
+        return self.peak_smi
+
+    @cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        return tuple(Phase(one.phase, _gib_terms(one)) for one in self.largest)
+
+    @property
+    def terms(self) -> Mapping[str, float]:
+        """Of the peak phase."""
+        return next(phase.terms for phase in self.phases if phase.name == self.peak_phase)
+
+
 def estimate_memory(setup: Setup) -> Memory:
     """The timeline of one optimizer step (and of loading, evaluating and saving) on one rank."""
     largest: dict[str, Moment] = {}
@@ -106,7 +113,7 @@ def estimate_memory(setup: Setup) -> Memory:
     smi = reserved + outside_torch_gib(setup)
     spread = _spread_gib(setup, peak, reserved)
     return Memory(
-        phases=tuple(Phase(one.phase, _gib_terms(one)) for one in largest.values()),
+        largest=tuple(largest.values()),
         peak_phase=peak.phase,
         peak_allocated=allocated,
         peak_reserved=reserved,

@@ -17,6 +17,7 @@ from dtrain.models.facts import ModelFacts
 from dtrain.planner.batch import batches
 from dtrain.planner.choice import Choice
 from dtrain.planner.choose import Candidate, search
+from dtrain.planner.cost import RunCounts, RunTime, estimate_run
 from dtrain.planner.counts import DataCounts, estimate_counts
 from dtrain.planner.explain import reasons
 from dtrain.planner.memory import TERMS, Memory
@@ -58,7 +59,7 @@ class Plan:
     trainable_parameters: int
     time: StepTime
     schedule: Schedule
-    hours: float
+    run: RunTime
     cost: Cost | None
     counts: DataCounts
     warnings: tuple[str, ...]
@@ -67,6 +68,11 @@ class Plan:
     """The layout behind it, with everything the estimate was made from."""
     layouts: int
     """How many were looked at."""
+
+    @property
+    def hours(self) -> float:
+        """Of the whole run, start-up, evaluations and checkpoints included."""
+        return self.run.hours
 
     @property
     def accepted(self) -> bool:
@@ -117,7 +123,7 @@ def make_plan(loaded: Loaded, profile: Profile, facts: ModelFacts, counts: DataC
     best = found.best
     counts = counts or estimate_counts(loaded.config, loaded.file)
     schedule = schedule_of(loaded, counts, best)
-    hours = schedule.steps * _mean_step_seconds(best, schedule) / 3600
+    run = run_time(loaded, counts, schedule, best)
     return Plan(
         config=str(loaded.file or "<text>"),
         facts=facts,
@@ -130,8 +136,8 @@ def make_plan(loaded: Loaded, profile: Profile, facts: ModelFacts, counts: DataC
         trainable_parameters=best.setup.trained_parameters,
         time=best.time,
         schedule=schedule,
-        hours=hours,
-        cost=cost_of(profile, hours),
+        run=run,
+        cost=cost_of(profile, run.hours),
         counts=counts,
         warnings=(*profile.notes, *loaded.notes, *_window_warnings(loaded, facts), *counts.warnings),
         reasons=reasons(found, space, sizes),
@@ -154,11 +160,15 @@ def schedule_of(loaded: Loaded, counts: DataCounts, best: Candidate) -> Schedule
     return Schedule(steps, tokens, "exact" if counts.exact else "estimated")
 
 
-def _mean_step_seconds(best: Candidate, schedule: Schedule) -> float:
-    """A step at the real mean length of a slot."""
-    slots = schedule.steps * best.choice.global_batch_size
-    mean = max(1, min(best.setup.sequence_len, round(schedule.tokens / slots)))
-    return estimate_time(replace(best.setup, sequence_len=mean)).step_seconds
+def run_time(loaded: Loaded, counts: DataCounts, schedule: Schedule, best: Candidate) -> RunTime:
+    """Steps at the real mean length of a slot, and what comes before, between and after them."""
+    batch = best.choice.global_batch_size
+    mean = max(1, min(best.setup.sequence_len, round(schedule.tokens / (schedule.steps * batch))))
+    step = estimate_time(replace(best.setup, sequence_len=mean)).step_seconds
+    eval_slots = math.ceil(counts.eval_rows * counts.slots / max(1, counts.rows))
+    per_epoch = math.ceil(counts.slots / batch)
+    told = RunCounts(steps=schedule.steps, steps_per_epoch=per_epoch, eval_rows=eval_slots, mean_tokens=mean)
+    return estimate_run(loaded.config, best.setup, told, step)
 
 
 def cost_of(profile: Profile, hours: float) -> Cost | None:
