@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -95,8 +96,8 @@ def test_multiprocessors_are_found_by_any_name_of_the_card() -> None:
         ({"profile_name": "a100-40gbx8"}, {"profile_name": "a100x8"}),
     ],
 )
-def test_direction(slower: dict[str, object], faster: dict[str, object]) -> None:
-    def of(changes: dict[str, object]) -> float:
+def test_direction(slower: dict[str, Any], faster: dict[str, Any]) -> None:
+    def of(changes: dict[str, Any]) -> float:
         told = dict(changes)
         return seconds(layout(profile=str(told.pop("profile_name", "h100x8")), **told))
 
