@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ def write_whole(path: Path, content: str | bytes, durable: bool = True) -> None:
     `durable=False` leaves out the fsync: for what is written often and may be lost with the machine.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{threading.get_native_id()}.part")
     data = content.encode() if isinstance(content, str) else content
     try:
         with beside.open("wb") as stream:

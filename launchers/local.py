@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.errors import BadInput, PartMissing
-from dtrain.files import write_whole
 from dtrain.launch import here
 from dtrain.launch.api import Handle, Job, Rendered, Status
 from dtrain.launch.spec import DEFAULT_GRACE_SECONDS, spec_for
@@ -46,10 +45,7 @@ class LocalLauncher:
         )
 
     def submit(self, job: Job, rendered: Rendered) -> Handle:
-        if not here.was_started(RunPaths(job.folder)):
-            for path, content in rendered.files.items():
-                write_whole(Path(path), content)
-            here.start(RunPaths(job.folder))
+        here.start(RunPaths(job.folder), rendered)
         return Handle(self.name, job.run_id, str(job.folder))
 
     def status(self, handle: Handle) -> Status:

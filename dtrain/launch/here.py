@@ -8,11 +8,13 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from dtrain.errors import BadInput, LauncherRefused
+from dtrain.files import write_whole
 from dtrain.hardware.this_machine import Listed, listed_gpus
 from dtrain.launch import runlogs
-from dtrain.launch.api import Job, Status
+from dtrain.launch.api import Job, Rendered, Status
 from dtrain.launch.ending import Ending
 from dtrain.launch.process import end_run_processes
 from dtrain.launch.spec import LaunchSpec
@@ -21,6 +23,8 @@ from dtrain.paths import RunPaths
 
 START_SECONDS = 60.0
 """A supervisor is up in a tenth of a second; a loaded machine may take longer."""
+LOST_RACE_SECONDS = 5.0
+"""Another client's supervisor was faster, and is about to say so."""
 POLL_SECONDS = 0.02
 SAME_CARD = 0.9
 """A card with less than this share of the planned memory is another card than the profile says."""
@@ -30,19 +34,29 @@ def supervise_command(paths: RunPaths) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", "dtrain.launch.supervise", str(paths.output))
 
 
-def start(paths: RunPaths) -> None:
-    """Start the supervisor of a complete run folder, detached; returns once it watches. A second start does nothing."""
+def start(paths: RunPaths, rendered: Rendered) -> None:
+    """Write what was rendered and run its one command, a supervisor, detached. Returns once that watches the run.
+
+    A second start of the same run does nothing, also at the same time from another process.
+    """
     if was_started(paths):
         return
-    paths.logs.mkdir(parents=True, exist_ok=True)
-    child = _spawn(paths)
+    try:
+        for path, content in rendered.files.items():
+            write_whole(Path(path), content)
+        paths.logs.mkdir(parents=True, exist_ok=True)
+        child: int | None = _spawn(rendered.commands[0], paths)
+    except OSError as error:
+        raise LauncherRefused(
+            f"the run cannot be started: {error.strerror}", file=error.filename and str(error.filename)
+        ) from None
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if was_started(paths):
             return
         if child is not None and _has_ended(child):
             child = None
-            deadline = min(deadline, time.monotonic() + 5)  # another one may just be starting
+            deadline = min(deadline, time.monotonic() + LOST_RACE_SECONDS)
         time.sleep(POLL_SECONDS)
     said = "\n  ".join(runlogs.last_lines(paths.launch_log, 10))
     raise LauncherRefused(f"the supervisor of the run did not start\n  {said}", file=str(paths.launch_log))
@@ -53,7 +67,7 @@ def was_started(paths: RunPaths) -> bool:
     return Ending.read(paths) is not None or _is_running(paths)
 
 
-def _spawn(paths: RunPaths) -> int | None:
+def _spawn(command: tuple[str, ...], paths: RunPaths) -> int:
     """In its own session: it outlives this process and its terminal."""
     log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     files = [
@@ -61,7 +75,7 @@ def _spawn(paths: RunPaths) -> int | None:
         (os.POSIX_SPAWN_OPEN, 1, str(paths.launch_log), log_flags, 0o644),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
-    return os.posix_spawn(sys.executable, supervise_command(paths), os.environ, file_actions=files, setsid=True)
+    return os.posix_spawnp(command[0], command, os.environ, file_actions=files, setsid=True)
 
 
 def _has_ended(child: int) -> bool:
