@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dtrain.config.schema import Config
 from dtrain.errors import PartMissing
@@ -63,7 +63,7 @@ def start(config: Config, name: str, run_id: str, folder: Path, plan: Mapping[st
     except ImportError:
         raise PartMissing.of("wandb", "wandb", "the key wandb_project") from None
 
-    def begin(mode: str | None) -> Any:
+    def begin(mode: Literal["online", "offline", "disabled"] | None) -> Any:
         run = wandb.init(
             project=config.wandb_project or "dtrain",
             entity=config.wandb_entity,

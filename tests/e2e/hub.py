@@ -69,6 +69,8 @@ class Hub:
     repos: Mapping[tuple[str, str], Repo]
     asked: list[str] = field(default_factory=list)
     """`METHOD path → status`, in order."""
+    unknown: list[str] = field(default_factory=list)
+    """Asked for, and no route of ours."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -81,33 +83,32 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    def do_POST(self) -> None:
-        self._answer(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
-
-    def _answer(self, body: bytes = b"") -> None:
+    def _answer(self) -> None:
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).strip("/")
         parts = path.split("/")
         if parts[0] == "api" and len(parts) >= 4 and parts[1] in KINDS:
-            self._api(parts[1], "/".join(parts[2:4]), parts[4:], body)
+            self._api(parts[1], "/".join(parts[2:4]), parts[4:])
         elif "resolve" in parts:
             kind, rest = ("datasets", parts[1:]) if parts[0] == "datasets" else ("models", parts)
             self._file(kind, "/".join(rest[:2]), "/".join(rest[4:]))
         else:
-            self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            self._unknown()
 
-    def _api(self, kind: str, name: str, rest: list[str], body: bytes) -> None:
+    def _unknown(self) -> None:
+        self.hub.unknown.append(self.path)
+        self._send(501, b"{}", {})
+
+    def _api(self, kind: str, name: str, rest: list[str]) -> None:
         repo = self.hub.repos.get((kind, name))
         if repo is None:
             self._send(404, b'{"error":"Repository not found"}', {"X-Error-Code": "RepoNotFound"})
         elif not rest or rest[0] == "revision":
             self._json(repo.about())
-        elif rest[0] == "tree" and (entries := repo.tree("/".join(rest[2:]))) is not None:
-            self._json(entries)
-        elif rest[0] == "paths-info":
-            wanted = urllib.parse.parse_qs(body.decode()).get("paths", []) if body[:1] != b"{" else json.loads(body)["paths"]
-            self._json([repo.entry(repo.folder / one) for one in wanted if (repo.folder / one).is_file()])
+        elif rest[0] == "tree":
+            entries = repo.tree("/".join(rest[2:]))
+            self._json(entries) if entries is not None else self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
         else:
-            self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            self._unknown()
 
     def _file(self, kind: str, name: str, file: str) -> None:
         repo = self.hub.repos.get((kind, name))

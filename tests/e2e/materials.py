@@ -65,9 +65,8 @@ def weights(vocabulary: int) -> dict[str, np.ndarray]:
         }  # fmt: skip
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in inside.items()}
     found = {name: random.normal(0, 0.02, shape).astype(np.float32) for name, shape in shapes.items()}
-    norms = ["model.norm"] + [
-        f"model.layers.{layer}.{name}" for layer in range(LAYERS) for name in ("input_layernorm", "post_attention_layernorm")
-    ]
+    of_layer = ("input_layernorm", "post_attention_layernorm")
+    norms = ["model.norm", *(f"model.layers.{layer}.{name}" for layer in range(LAYERS) for name in of_layer)]
     return found | {f"{name}.weight": np.ones(HIDDEN, dtype=np.float32) for name in norms}
 
 
