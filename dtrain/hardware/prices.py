@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import ceil
@@ -56,13 +57,15 @@ def prices() -> tuple[Price, ...]:
     return tuple(Price(**row) for row in document)
 
 
-def offers(profile: Profile) -> list[Offer]:
+def offers(profile: Profile, table: Sequence[Price] | None = None) -> list[Offer]:
     """Every way to rent this profile that the table knows, cheapest first; free ones last, as no plan can rely on them.
 
     A machine with more cards than a node needs is offered whole. Cards sold singly, whose pods are not
-    joined by a network, and the free ones are offered for one node only. CPU profiles have no offers.
+    joined by a network, and the free ones are offered for one node only. CPU profiles have no offers. `table`
+    stands in for the shipped one, where a person knows a price better.
     """
-    found = [offer for price in prices() if price.gpu == profile.gpu.name and (offer := _offer(price, profile))]
+    known = prices() if table is None else table
+    found = [offer for price in known if price.gpu == profile.gpu.name and (offer := _offer(price, profile))]
     wholes = [offer for offer in found if not _has_smaller(offer, found)]
     return sorted(wholes, key=lambda offer: (offer.kind == "free", offer.usd_per_hour, offer.provider))
 

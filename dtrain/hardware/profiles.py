@@ -44,7 +44,7 @@ def profile_names() -> list[str]:
 
 
 def looks_like_path(word: str) -> bool:
-    return "/" in word or word.lower().endswith((".yaml", ".yml")) or Path(word).is_file()
+    return "/" in word or word.lower().endswith((".yaml", ".yml"))
 
 
 def find_gpu(card: str, said: str) -> Gpu:

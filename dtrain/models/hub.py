@@ -57,16 +57,18 @@ def _from_file(path: Path, name: str) -> ModelFacts:
 
 def model_folder(base_model: str, config_dir: Path | None) -> Path | None:
     """The local folder a name means, if it holds a config.json."""
-    try:
-        said = Path(base_model).expanduser()
-        folders = [said, *([config_dir / said] if config_dir else []), assets.root() / said]
-        return next((folder for folder in folders if (folder / "config.json").is_file()), None)
-    except (OSError, ValueError, RuntimeError):  # a name that no file can have; a home that is not there
-        return None
+    folders = _candidates(base_model, config_dir)
+    return next((Path(folder) for folder in folders if os.path.isfile(os.path.join(folder, "config.json"))), None)
+
+
+def _candidates(base_model: str, config_dir: Path | None) -> list[str]:
+    """os.path, not pathlib: it says False, and does not raise, of names that no file can have."""
+    said = os.path.expanduser(base_model)
+    return [said, *([os.path.join(config_dir, said)] if config_dir else []), os.path.join(assets.root(), said)]
 
 
 def _no_such_folder(base_model: str, config_dir: Path | None) -> BadInput:
-    exists = Path(base_model).is_dir() or (config_dir is not None and (config_dir / base_model).is_dir())
+    exists = any(os.path.isdir(folder) for folder in _candidates(base_model, config_dir))
     near = nearest_names(base_model)
     return BadInput(
         "this folder has no config.json" if exists else "there is no such folder, and it is no hub name either",
