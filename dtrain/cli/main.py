@@ -15,6 +15,7 @@ from dtrain.errors import BadInput, BadInputs, DtrainError
 COMMANDS = {
     "plan": "Does it fit, how fast, how many dollars: before anything starts.",
     "launch": "From a YAML to a trained model, here or elsewhere.",
+    "rent": "Where to rent a machine for it, for how long, for how much.",
     "profiles": "The machines dtrain knows by name.",
     "config": "Show, check and describe a config file.",
     "import": "Read an Axolotl YAML: what it would have lost, and ours.",

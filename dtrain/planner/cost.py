@@ -90,17 +90,15 @@ def preparation_seconds(setup: Setup) -> float:
 
 
 def times_in(counts: RunCounts, every_steps: int | None, per_epoch: int | None) -> int:
-    """How often something happens that is said in steps or per epoch; 0 where it is said in neither."""
+    """How often something happens that is said in steps or per epoch, and always after the last step."""
     if per_epoch is not None:
         every_steps = max(1, math.ceil(counts.steps_per_epoch / per_epoch))
-    return counts.steps // every_steps if every_steps else 0
+    return math.ceil(counts.steps / every_steps) if every_steps else 1
 
 
 def evaluation_count(config: Config, counts: RunCounts) -> int:
-    """Evaluations of a run; where something is held out and nothing else is said, once at the end."""
-    if not counts.eval_rows:
-        return 0
-    return max(1, times_in(counts, config.eval_steps, config.evals_per_epoch))
+    """Evaluations of a run; none where nothing is held out."""
+    return times_in(counts, config.eval_steps, config.evals_per_epoch) if counts.eval_rows else 0
 
 
 def evaluation_seconds(setup: Setup, counts: RunCounts) -> float:
@@ -117,9 +115,7 @@ def evaluation_seconds(setup: Setup, counts: RunCounts) -> float:
 
 
 def save_count(config: Config, counts: RunCounts) -> int:
-    """Checkpoints of a run; without a word about it, one at the end of each epoch."""
-    said = times_in(counts, config.save_steps, config.saves_per_epoch)
-    return said or max(1, counts.steps // max(1, counts.steps_per_epoch))
+    return times_in(counts, config.save_steps, config.saves_per_epoch)
 
 
 def checkpoint_bytes(setup: Setup) -> float:
