@@ -212,7 +212,8 @@ def _repriced(said: str, table: tuple[Price, ...]) -> tuple[Price, ...]:
     usd = _usd(said, amount)
     if not any(_is_called(price, name) for price in table):
         names = [f"{price.provider}:{price.machine}" for price in table]
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4) or names[:1]
+        starts = [one for one in names if one.startswith(name.strip().lower())]
+        near = starts or difflib.get_close_matches(name, names, n=1, cutoff=0.4) or names
         raise BadInput(
             "no such machine in the price table", key="--price", value=said, allowed="PROVIDER:MACHINE=USD_PER_HOUR",
             fix=f'--price "{near[0]}={amount or "1.99"}"',
