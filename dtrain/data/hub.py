@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from dtrain.data.sources import Row, Source
 from dtrain.errors import BadInput, DtrainError, PartMissing
@@ -73,12 +77,47 @@ def open_hub(
     name: str, configuration: str | None, data_files: Sequence[str] | None, revision: str | None, key: str
 ) -> dict[str, Source]:
     """A dataset by its hub name, by split. `HF_ENDPOINT`, `HF_HUB_OFFLINE` and the local cache are `datasets`' own."""
+    offline_without_network()
     datasets = library()
     try:
         loaded = datasets.load_dataset(name, configuration, data_files=data_files or None, revision=revision)
     except Exception as error:
         raise _hub_error(name, key, error) from error
     return {split: Table(name, f"{name}@{revision}:{table._fingerprint}", table) for split, table in loaded.items()}
+
+
+def offline_without_network() -> None:
+    """Where the hub's door cannot be reached, let its libraries use what they have: they would retry for a minute."""
+    if is_offline() or any(os.environ.get(name) for name in _PROXIES) or _answers(endpoint()):
+        return
+    os.environ["HF_HUB_OFFLINE"] = "1"  # for what is not imported yet, and for children
+    for name in ("huggingface_hub.constants", "datasets.config"):
+        if name in sys.modules:
+            sys.modules[name].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def is_offline() -> bool:
+    return any(os.environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+
+
+_TRUE = ("1", "ON", "YES", "TRUE")
+"""What huggingface_hub takes for true (constants.ENV_VARS_TRUE_VALUES)."""
+_PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+_CONNECT_SECONDS = 5.0
+
+
+def _answers(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def unreachable(error: BaseException) -> bool:

@@ -163,7 +163,7 @@ def _build(entry: Path, config: Config, inputs: Inputs, tokenizer: Any, say: Say
 
 def _write(folder: Path, key: str, config: Config, inputs: Inputs, tokenizer: Any, say: Say) -> None:
     if tokenizer is None:
-        tokenizer = _trained(config, inputs, say)
+        tokenizer = tokenizer_for(config, inputs, say)
     tokenizer.save_pretrained(folder / "tokenizer")
     encoder, tally = Encoder.of(tokenizer), Tally()
     splits = {"train": inputs.train, **({"eval": inputs.eval} if inputs.eval else {})}
@@ -244,7 +244,7 @@ def _stop_tokens(rows: TokenRows, encoder: Encoder) -> tuple[int, ...]:
     return tuple(sorted(found & encoder.stop_ids))
 
 
-def _trained(config: Config, inputs: Inputs, say: Say) -> Any:
+def tokenizer_for(config: Config, inputs: Inputs, say: Say = quietly) -> Any:
     """A tokenizer trained on the text of the training rows, as the model will see it."""
     blank = blank_tokenizer(config)  # renders chat templates; its ids are never used
     formats = [(part, make_format(part, config, blank, Encoder.of(blank))) for part in inputs.train]

@@ -13,8 +13,8 @@ from typing import Any
 
 from dtrain.config.load import find_file
 from dtrain.config.schema import Config
-from dtrain.data.hub import unreachable
-from dtrain.errors import BadInput, PartMissing
+from dtrain.data.hub import offline_without_network, unreachable
+from dtrain.errors import BadInput, DtrainError, PartMissing
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -28,10 +28,31 @@ _CONTROL_TEXT = re.compile(r"<\|[^|<>\s]+\|>|<(?:start|end)_of_turn>")
 
 def load_tokenizer(config: Config, config_dir: Path | None = None) -> Any:
     """The tokenizer that `config` names, ready to use. BadInput when there is none, or a needed token is missing."""
-    said = config.tokenizer_config or config.base_model
-    key = "tokenizer_config" if config.tokenizer_config else "base_model"
+    said, key = config.base_model, "base_model"
+    options: dict[str, Any] = {"revision": config.revision_of_model}
+    if config.tokenizer_config:
+        said, key, options = config.tokenizer_config, "tokenizer_config", {}
+    options |= {"use_fast": config.tokenizer_use_fast, "trust_remote_code": config.trust_remote_code}
+    if config.tokenizer_type and not hasattr(_transformers(), config.tokenizer_type):
+        words, fix = "transformers has no tokenizer of this name", "leave it out: the model's own is found"
+        raise BadInput(words, key="tokenizer_type", value=config.tokenizer_type, fix=fix)
+    return with_special_tokens(named_tokenizer(said, key, config_dir, **options), config)
+
+
+def named_tokenizer(said: str, key: str, config_dir: Path | None = None, **options: Any) -> Any:
+    """A tokenizer by folder or hub name, as it is. `key` is where it was said, for messages."""
     found = find_file(said, config_dir / "config.yaml" if config_dir is not None else None)
-    return with_special_tokens(_from_pretrained(str(found or said), key, config, local=found is not None), config)
+    if found is not None and not any((found / name).exists() for name in _TOKENIZER_FILES):
+        fix = "tokenizer_config: a hub name or a folder with one, or train_tokenizer: {vocab_size: 2048}"
+        raise BadInput("there is no tokenizer in this folder", key=key, value=said, fix=fix)
+    if found is None:
+        offline_without_network()
+    try:
+        return _transformers().AutoTokenizer.from_pretrained(str(found or said), **options)
+    except DtrainError:
+        raise
+    except Exception as error:  # whatever transformers, tokenizers or the hub raise; told with its cause
+        raise _load_error(said, key, error, found is not None) from error
 
 
 def train_tokenizer(texts: Iterable[str], config: Config, templates: Sequence[str]) -> Any:
@@ -149,24 +170,12 @@ def _prefix(tokenizer: Any) -> tuple[int, ...]:
     return tuple(takewhile(lambda index: index != plain[0], full)) if plain else ()
 
 
-def _from_pretrained(said: str, key: str, config: Config, local: bool) -> Any:
+def _transformers() -> Any:
     try:
         import transformers
     except ImportError:
         raise PartMissing.of("transformers", "train", "tokenising") from None
-    if config.tokenizer_type and not hasattr(transformers, config.tokenizer_type):
-        words, fix = "transformers has no tokenizer of this name", "leave it out: the model's own is found"
-        raise BadInput(words, key="tokenizer_type", value=config.tokenizer_type, fix=fix)
-    if local and not any((Path(said) / name).exists() for name in _TOKENIZER_FILES):
-        fix = "tokenizer_config: a hub name or a folder with one, or train_tokenizer: {vocab_size: 2048}"
-        raise BadInput("there is no tokenizer in this folder", key=key, value=said, fix=fix)
-    try:
-        return transformers.AutoTokenizer.from_pretrained(
-            said, revision=config.revision_of_model if key == "base_model" else None,
-            use_fast=config.tokenizer_use_fast, trust_remote_code=config.trust_remote_code,
-        )  # fmt: skip
-    except Exception as error:  # whatever transformers, tokenizers or the hub raise; told with its cause
-        raise _load_error(said, key, error, local) from error
+    return transformers
 
 
 _TOKENIZER_FILES = (

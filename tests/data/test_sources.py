@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +187,59 @@ def test_a_hub_name_without_network_is_one_clear_error(tmp_path: Path, monkeypat
     import datasets
     import huggingface_hub.constants
 
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     error = refused(tmp_path, path="nobody/stories")
     assert "the hub cannot be reached, and this is no local file" in error.message
     assert (error.key, error.value) == ("datasets[0].path", "nobody/stories")
+
+
+ASK_A_HUB = """
+import http.server, os, threading, time
+
+class NothingHere(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    do_HEAD = do_POST = do_GET
+    def log_message(self, *_): pass
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), NothingHere)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+
+from dtrain.data.hub import open_hub
+from dtrain.data.tokenizer import named_tokenizer
+from dtrain.errors import BadInput
+
+def ask():
+    for load, given in (
+        (open_hub, ("nobody/none", None, None, None, "datasets[0]")), (named_tokenizer, ("nobody/none", "base_model")),
+    ):
+        try:
+            load(*given)
+        except BadInput as error:
+            print(error.key, "|", error.message)
+
+ask()
+server.shutdown()
+server.server_close()
+began = time.monotonic()
+ask()
+assert time.monotonic() - began < 10, "retried a door that is shut"
+"""  # fmt: skip
+
+
+def test_a_name_no_hub_knows_and_a_hub_that_does_not_answer(tmp_path: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower() and "OFFLINE" not in name}
+    env = {**kept, "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", ASK_A_HUB], env=env, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    unknown, no_tokenizer, shut, shut_too = done.stdout.splitlines()
+    assert unknown == "datasets[0].path | no such dataset on the hub, and no such file here"
+    assert no_tokenizer.startswith("base_model | the tokenizer cannot be loaded: nobody/none is not a local folder")
+    assert shut == "datasets[0].path | the hub cannot be reached, and this is no local file"
+    assert shut_too == "base_model | the hub cannot be reached, and this is no local folder"
