@@ -30,17 +30,20 @@ output_dir: ./out
 """
 
 
+def make_place_in(folder: Path) -> Place:
+    write_model(folder / "model")
+    write_jsonl(folder / "rows.jsonl", stories(40))
+    (folder / "tiny.yaml").write_text(YAML)
+    return Place(folder)
+
+
 @pytest.fixture
 def make_place(tmp_path: Path) -> Iterator[Callable[..., Place]]:
     """Folders with a model, rows and a config; what a test left running in them is ended."""
     made: list[Place] = []
 
     def make(name: str = "place") -> Place:
-        folder = tmp_path / name
-        write_model(folder / "model")
-        write_jsonl(folder / "rows.jsonl", stories(40))
-        (folder / "tiny.yaml").write_text(YAML)
-        made.append(Place(folder))
+        made.append(make_place_in(tmp_path / name))
         return made[-1]
 
     yield make

@@ -20,6 +20,8 @@ class Server:
     """Variables of each upsertBucket."""
     streamed: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Run id → history rows as they came."""
+    lives: list[str] = field(default_factory=list)
+    """The host that began, for each time a client began or resumed a run."""
     asked: list[str] = field(default_factory=list)
 
     @property
@@ -52,6 +54,8 @@ class _Handler(BaseHTTPRequestHandler):
         query, told = asked["query"], asked.get("variables") or {}
         if "upsertBucket" in query:
             self.server_.upserts.append(told)
+            if told.get("host"):  # later upserts of a client leave it out
+                self.server_.lives.append(told["host"])
             project = {"id": "UHJvamVjdA==", "name": told.get("project"), "entity": {"id": "RQ==", "name": ENTITY}}
             bucket = {
                 "id": "QnVja2V0", "name": told["name"], "displayName": told.get("displayName") or told["name"],
