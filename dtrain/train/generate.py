@@ -42,7 +42,9 @@ def read_tokenizer(folder: Path) -> Any:
 def read_model(folder: Path) -> Any:
     """The model of a folder in its own precision, on a GPU if there is one (fp32 on a CPU, where 16 bit is slow)."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     dtype = "auto" if device.type == "cuda" else torch.float32
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()

@@ -102,13 +102,14 @@ def train(run: Training, progress: Progress) -> Progress:
         if line:
             run.log(line)
         stop = run.ranks.any(run.stop_asked())
-        if due.save or stop:
+        ends = out_of_patience(run, progress)
+        if due.save or stop or ends:
             run.save(progress)
         if line or due.save:
             started = time.perf_counter()
         if stop and progress.step < run.schedule.steps:
             raise Stopped
-        if out_of_patience(run, progress):
+        if ends:
             break
     return progress
 

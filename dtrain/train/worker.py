@@ -109,7 +109,10 @@ def wait_for_data(paths: RunPaths, stop: StopFlag) -> Path:
 def run_rank(paths: RunPaths, stop: StopFlag) -> int:
     """Everything after the process is set up. Heavy imports happen while the data is being prepared elsewhere."""
     import torch  # noqa: F401
+    import transformers
     from deepspeed.runtime import engine  # noqa: F401
+
+    transformers.utils.logging.disable_progress_bar()  # a log is no terminal
 
     from dtrain.train import run as training
 

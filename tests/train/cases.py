@@ -19,7 +19,7 @@ import torch
 from transformers import LlamaConfig
 
 from dtrain.config.schema import Config
-from dtrain.data.schedule import Schedule, make_schedule
+from dtrain.data.schedule import MicroBatch, Schedule, eval_batches, make_schedule
 from dtrain.paths import RunPaths
 from dtrain.planner.choice import Choice
 from dtrain.planner.setup import ZeroBuckets
@@ -60,6 +60,9 @@ class Case:
     """Start from the newest checkpoint of `folder`."""
     folder: str = ""
     export: bool = False
+    eval_every: int | None = None
+    patience: int | None = None
+    learning_rate: float = LEARNING_RATE
     plain: bool = False
     """No DeepSpeed: a PyTorch loop over single rows, the reference of all others."""
 
@@ -96,8 +99,9 @@ def write_model_folder(folder: Path) -> None:
 def config_of(case: Case, folder: Path) -> Config:
     return Config.model_validate({
         "base_model": str(folder), "datasets": [{"path": "random"}], "reinit_weights": True, "seed": SEED,
-        "optimizer": case.optimizer, "learning_rate": LEARNING_RATE, "weight_decay": 0.1, "max_grad_norm": 0.5,
+        "optimizer": case.optimizer, "learning_rate": case.learning_rate, "weight_decay": 0.1, "max_grad_norm": 0.5,
         "sample_packing": case.packing,
+        "early_stopping_patience": case.patience,
     })  # fmt: skip
 
 
@@ -119,8 +123,15 @@ def schedule_of(case: Case, rows: Rows, world: int) -> Schedule:
     )  # fmt: skip
 
 
+def held_out(case: Case, rows: Rows, world: int) -> tuple[MicroBatch, ...]:
+    """The training rows again, as held-out rows."""
+    if case.eval_every is None:
+        return ()
+    return eval_batches(rows.lengths, world, case.micro_batch_size, WINDOW, case.packing)
+
+
 def rates(case: Case) -> LearningRate:
-    return LearningRate(LEARNING_RATE, "cosine", case.steps, 2)
+    return LearningRate(case.learning_rate, "cosine", case.steps, 2)
 
 
 def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
@@ -149,13 +160,14 @@ def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
     lines: list[dict[str, Any]] = []
 
     def save(at: Progress) -> None:
-        if at.step == case.save_at:
+        if at.step == case.save_at or case.patience is not None:
             checkpoint.save(states, paths, at, ranks, keep=2, wandb_run_id=None)
 
     run = Training(
         config=config, choice=choice, engine=with_engine, optimizer=optimizer, ranks=ranks, rows=rows,  # type: ignore[arg-type]
         schedule=schedule_of(case, rows, ranks.world), learning_rate=rates(case), layout=case.layout, filler_id=0,  # type: ignore[arg-type]
-        memory=PeakMemory(ranks.device), eval_rows=rows, save_every=case.save_at, log=lines.append, save=save,  # type: ignore[arg-type]
+        memory=PeakMemory(ranks.device), eval_rows=rows, save_every=case.save_at,  # type: ignore[arg-type]
+        eval_every=case.eval_every, eval_micro=held_out(case, rows, ranks.world), log=lines.append, save=save,
     )  # fmt: skip
     train(run, progress)
     if case.export:
@@ -197,6 +209,7 @@ def told_of(case: Case, world: int, lines: list[dict[str, Any]]) -> dict[str, An
     return {
         **asdict(case), "world": world, "losses": [line["loss"] for line in lines],
         "grad_norms": [line["grad_norm"] for line in lines], "allocated_gib": lines[-1]["allocated_gib"],
+        "eval_losses": [line["eval_loss"] for line in lines if "eval_loss" in line],
     }  # fmt: skip
 
 

@@ -37,7 +37,8 @@ def saved(run_cases: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     ]
     cases.append(Case("8 bit", 2, 2, 2, optimizer="adamw_bnb_8bit", save_at=3, folder=str(home / "8bit")))
     cases += [
-        Case(f"export {stage}", stage, 2, 2, export=True, folder=str(home / f"export-{stage}")) for stage in range(4)
+        Case(f"export {stage}", stage, 2, 2, save_at=6, export=True, folder=str(home / f"export-{stage}"))
+        for stage in range(4)
     ]
     return run_cases(2, cases)
 
@@ -103,6 +104,22 @@ def test_the_exported_model_reloads(saved: dict[str, Any], stage: int) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert model.num_parameters() > 100_000
     assert not (Path(folder) / ".export.part").exists()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_checkpoint_gives_the_same_model_without_any_rank(saved: dict[str, Any], stage: int) -> None:
+    """The checkpoint of the last step, put together from two ranks' files, against the exported model."""
+    import torch
+    from safetensors.torch import load_file
+
+    from dtrain.train.state_files import stored_in, whole_master
+
+    folder = Path(saved[f"export {stage}"]["folder"])
+    exported = load_file(folder / "model.safetensors")
+    stored = stored_in(RunPaths(folder).checkpoint(6))
+    assert exported
+    for name, tensor in exported.items():
+        assert torch.equal(whole_master(stored, name, tensor.numel()).reshape(tensor.shape), tensor), name
 
 
 def damaged_copies(source: Path, home: Path) -> list[tuple[str, Path]]:
