@@ -30,7 +30,7 @@ class Price:
     usd_per_hour: float
     kind: Kind
     priced_on: str
-    """Year, month and day as far as they are known."""
+    """Year, month and day as far as they are known, or `undated`."""
     source: str
     up_to: int = 1
     """So many of them can be had in one machine."""

@@ -11,7 +11,7 @@ from dtrain.hardware.profiles import resolve_profile
 
 def test_every_price_is_dated_and_sourced() -> None:
     for price in prices():
-        assert re.fullmatch(r"2026(-\d\d){0,2}", price.priced_on)
+        assert re.fullmatch(r"2026-\d\d(-\d\d)?|undated", price.priced_on)
         assert price.source
         assert price.usd_per_hour > 0 or price.kind == "free"
 
