@@ -115,8 +115,9 @@ def make_format(part: Part, config: Config, tokenizer: Any, encoder: Encoder) ->
     )  # fmt: skip
 
 
-def encode_part(part: Part, how: Format, config: Config) -> Iterator[Encoded]:
+def encode_part(part: Part, how: Format, config: Config, encoder: Encoder) -> Iterator[Encoded]:
     """Every example of the part with its fate. Bad rows are gathered and raised together at the end."""
+    two_bos = [encoder.bos_id] * 2 if encoder.bos_id != encoder.eos_id else None
     problems = Problems(part)
     for numbers, rows in part.batches():
         for number, outcome in zip(numbers, how.encode(rows), strict=True):
@@ -125,7 +126,9 @@ def encode_part(part: Part, how: Format, config: Config) -> Iterator[Encoded]:
                 continue
             for example in outcome:
                 encoded = _judged(number, example, config)
-                if encoded.fate == "kept" and not any_trained(example.labels):
+                if example.ids[:2] == two_bos:
+                    problems.add(number, TWO_BOS)
+                elif encoded.fate == "kept" and not any_trained(example.labels):
                     problems.add(number, NOTHING_TRAINED)
                 yield encoded
         problems.raise_if_hopeless()
@@ -136,6 +139,7 @@ NOTHING_TRAINED = RowProblem(
     "no token of the row would be trained",
     fix="give it an output (or a turn of a role in roles_to_train), or delete it",
 )
+TWO_BOS = RowProblem("the row starts with two BOS tokens", fix="take the BOS out of the chat template or the text")
 
 
 def any_trained(labels: list[int]) -> bool:

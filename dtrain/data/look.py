@@ -92,7 +92,7 @@ def row_lengths(config: Config, config_dir: Path | None = None) -> list[int]:
     return [
         one.length
         for part in inputs.train + inputs.eval
-        for one in encode_part(part, make_format(part, unlimited, tokenizer, encoder), unlimited)
+        for one in encode_part(part, make_format(part, unlimited, tokenizer, encoder), unlimited, encoder)
     ]
 
 

@@ -198,7 +198,7 @@ def _write_split(
     with RowsWriter(folder) as writer:
         for part in parts:
             say(f"tokenising {len(part.numbers):,} rows of {part.dataset.path}")
-            for one in encode_part(part, make_format(part, config, tokenizer, encoder), config):
+            for one in encode_part(part, make_format(part, config, tokenizer, encoder), config, encoder):
                 tally.add(part.key, one)
                 if one.fate in ("kept", "truncated"):
                     writer.write(one.example.ids, one.example.labels)

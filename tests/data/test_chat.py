@@ -171,6 +171,14 @@ def test_a_turn_that_would_never_learn_to_stop(chatted: Callable[..., Prepared])
     assert trained(chatted([FOUR[:2]], NO_STOP, dataset={"train_on_eos": "none"})) == [" fine thanks\n"]
 
 
+def test_two_bos_are_never_trained_on(chatted: Callable[..., Prepared]) -> None:
+    with pytest.raises(BadInputs, match=r"starts with two BOS tokens \(row 2\)"):
+        chatted(
+            [[ASK, TELL], [{"role": "system", "content": "x"}, ASK, TELL]],
+            "{% if messages|length > 2 %}<s>{% endif %}" + GEMMA,
+        )
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
