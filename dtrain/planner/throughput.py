@@ -8,6 +8,7 @@ the rates and where they come from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,14 +32,14 @@ not run again: recomputation stops once everything backward needs is there (torc
 RECOMPUTED_ATTENTION: Mapping[str, float] = MappingProxyType({"none": 0, "full": 1, "offload": 1, "selective": 0})
 RECOMPUTED_TRAFFIC: Mapping[str, float] = MappingProxyType({"none": 0, "full": 1, "offload": 1, "selective": 1})
 
-LOGIT_BYTES: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {"eager": (26, 18), "chunked": (22, 14), "compiled": (6, 6), "fused": (4, 2)}
-)
-"""Bytes moved per logit forward and backward beside the head's matmuls. Eager: the cast to fp32 (2+4), the shifted copy
-(4+4), log-softmax (4+4); backward the softmax gradient (4+4+4), the cast (4+2). Fused: one pass each way."""
-HEAD_MATMULS: Mapping[str, float] = MappingProxyType({"eager": 3, "chunked": 4, "compiled": 3, "fused": 3})
-"""Products with the head's matrix per trained position: one forward, two backward, and a forward again where logits are
-not kept (a chunked loss that recomputes; a fused one computes its gradient at once)."""
+LOGIT_BYTES: Mapping[str, float] = MappingProxyType({"eager": 44, "chunked": 44, "compiled": 12, "fused": 6})
+"""Bytes moved per logit beside the head's matmuls. Eager: the cast to fp32 (2+4), the shifted copy (4+4), log-softmax
+(4+4+4); backward its gradient (4+4+4) and the cast (4+2). Chunked (dtrain/train/loss.py): the cast (2+4), log-sum-exp
+(20), softmax (8), the cast (4+2). Compiled: read twice and written once each way. Fused: one pass in all."""
+HEAD_MATMULS = 3
+"""Products with the head's matrix per trained position: one forward, two backward (ours makes them in forward)."""
+CHUNK_SUM_BYTES = 12
+"""Per element of the head's matrix and chunk: a chunk's product is written (2) and added to the fp32 sum (2+4+4)."""
 
 FOREACH_PASSES = 80 / 28
 """An unfused AdamW reads and writes 80 bytes a parameter in eight kernels, a fused one 28 (torch/optim/adamw.py)."""
@@ -67,8 +68,8 @@ FP8_CAST_BYTES = 6
 """Per element that goes into an fp8 matmul: read for its largest value, read again, written straight and transposed."""
 FUSED_FP32_ATTENTION_SHARE = 0.5
 """Of fp32's matmul rate: FlashAttention has no fp32, torch's memory-efficient and CPU kernels do it (assumed)."""
-MOE_SHARE = 0.75
-"""Rate of grouped expert matmuls over a plain one of the same size: uneven experts, gathering and scattering tokens."""
+MOE_SHARE = 0.6
+"""Rate of grouped expert matmuls over plain ones: experts are uneven (assumed; no row of the fitting sources has any)."""
 
 
 @dataclass(frozen=True)
@@ -331,11 +332,17 @@ def head_seconds(setup: Setup) -> tuple[float, float]:
     facts, rates = setup.facts, rates_of(setup.profile.gpu, compute_dtype(setup))
     rows, vocab = setup.trained_positions, facts.vocab_size / setup.tensor_parallel_size
     trained = setup.adapter is None or "lm_head" in setup.adapter.modules_to_save
-    products = HEAD_MATMULS[setup.cross_entropy] - (0 if trained else 1)
-    matmul = products * rates.matmul_seconds(rows, facts.hidden_size, vocab)
-    moved = sum(LOGIT_BYTES[setup.cross_entropy]) * rows * vocab
-    embedding = 2 * DTYPE_BYTES[setup.dtypes.gradient] * facts.hidden_size * facts.vocab_size if trained else 0.0
-    return matmul, (moved + embedding) / rates.memory
+    matmul = (HEAD_MATMULS if trained else HEAD_MATMULS - 1) * rates.matmul_seconds(rows, facts.hidden_size, vocab)
+    moved = LOGIT_BYTES[setup.cross_entropy] * rows * vocab
+    return matmul, (moved + (_head_gradient_bytes(setup) if trained else 0.0)) / rates.memory
+
+
+def _head_gradient_bytes(setup: Setup) -> float:
+    """The embedding's gradient is filled and added to; a chunked loss sums the head's over its chunks."""
+    matrix = setup.facts.hidden_size * setup.facts.vocab_size / setup.tensor_parallel_size
+    chunks = math.ceil(setup.trained_positions / setup.cross_entropy_chunk_tokens)
+    summed = CHUNK_SUM_BYTES * chunks if setup.cross_entropy == "chunked" else 0
+    return matrix * (2 * DTYPE_BYTES[setup.dtypes.gradient] + summed)
 
 
 def _accumulate_seconds(setup: Setup) -> float:

@@ -44,11 +44,12 @@ def layer_traffic(facts: ModelFacts, layer: Layer, compiled: bool, fused: bool) 
     norm = _norms(facts, layer, lean)
     rope = 0.0 if facts.learned_position_parameters else (FUSED_ROPE if lean else EAGER_ROPE) * _rotated(facts)
     act = _activation(facts, layer, lean)
+    routed = _routing(facts, layer)
     residual = 2 * facts.hidden_size * (COMPILED_RESIDUAL if compiled else RESIDUAL)
     kernels = (18 if compiled else 30 if fused else 52) + 2 * len(layer.linears)
     return Traffic(
-        forward=norm[0] + rope + act[0] + residual,
-        backward=norm[1] + rope + act[1] + residual,
+        forward=norm[0] + rope + act[0] + residual + routed,
+        backward=norm[1] + rope + act[1] + residual + 1.3 * routed,
         forward_kernels=float(kernels),
         backward_kernels=1.4 * kernels,
     )
@@ -71,6 +72,12 @@ def _activation(facts: ModelFacts, layer: Layer, lean: bool) -> tuple[float, flo
     if not facts.gated_mlp:
         return 4 * inner, 6 * inner
     return (6 * inner, 10 * inner) if lean else (10 * inner, 18 * inner)
+
+
+def _routing(facts: ModelFacts, layer: Layer) -> float:
+    """Tokens gathered by expert (2+2), weighted (2+2) and summed again (2+2), once per expert a token uses."""
+    sparse = any(linear.count > 1 for linear in layer.linears)
+    return 12.0 * facts.experts_per_token * facts.hidden_size if sparse else 0.0
 
 
 def inner_width(facts: ModelFacts, layer: Layer) -> float:
