@@ -88,6 +88,9 @@ def refreshed(entries: Sequence[Entry]) -> tuple[list[tuple[Entry, Status]], lis
 
 def logs(entry: Entry, follow: bool, rank: int | None = None) -> Iterator[str]:
     """Lines of a run's logs: from its folder where it runs or ran here, else through its launcher."""
+    ranks = entry.nodes * entry.ranks_per_node
+    if rank is not None and rank >= ranks:
+        raise BadInput("the run has no such rank", key="--rank", value=rank, allowed=f"0 to {ranks - 1}")
     paths = RunPaths(folder_of(entry))
     if paths.logs.is_dir():
         return runlogs.merged(paths, follow, lambda: status(entry).state not in ("running", "pending"), rank)

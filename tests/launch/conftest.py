@@ -92,7 +92,8 @@ def wait_until(holds: Callable[[], Any], seconds: float = 20.0) -> None:
 
 
 def is_training(paths: RunPaths) -> bool:
-    return paths.metrics.exists() and paths.metrics.stat().st_size > 0
+    """A step was logged, and the second rank listens too."""
+    return all(path.exists() and path.stat().st_size > 0 for path in (paths.metrics, paths.rank_log(1)))
 
 
 def left_over(run_id: str) -> list[int]:
