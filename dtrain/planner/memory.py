@@ -166,23 +166,25 @@ def moments(setup: Setup) -> list[Moment]:
     weights, optimizer, runtime = states.weights, states.optimizer, runtime_bytes(setup)
     before, after = states.gradients_before, states.gradients
     head = states.head_gradients
-    buffers, reduce = states.gathered, states.reduce_buffers
+    buffers = states.gathered
+    standing, backward = buffers + states.standing_buffers, buffers + states.reduce_buffers
 
     def at(phase: str, gradients: float, activations: float, logits: float, extra: float) -> Moment:
         return Moment(phase, weights, gradients, optimizer, activations, logits, extra, runtime)
 
     found = [
         at("load", 0.0, 0.0, 0.0, 0.0),
-        at("forward", before, blocks.kept + blocks.forward, 0.0, buffers),
-        at("forward", before, blocks.kept + blocks.hidden, loss.forward, buffers),
-        at("backward", before, blocks.kept, loss.backward, buffers + reduce),
-        at("backward", max(before, head), blocks.kept + blocks.last_norm, 0.0, buffers + reduce),
-        at("backward", max(before, head), blocks.kept + blocks.recomputed, 0.0, buffers + reduce),
-        at("backward", after, blocks.last, 0.0, buffers + reduce),
+        at("forward", before, blocks.kept + blocks.forward, 0.0, standing),
+        at("forward", before, blocks.kept + blocks.hidden, loss.forward, standing),
+        at("backward", before, blocks.kept, loss.backward, backward),
+        at("backward", max(before, head), blocks.kept + blocks.last_norm, 0.0, backward),
+        at("backward", max(before, head), blocks.kept + blocks.recomputed, 0.0, backward),
+        at("backward", after, blocks.last, 0.0, backward),
+        at("backward", after, 0.0, 0.0, states.reduce_after_backward),
         at("optimizer step", after, 0.0, 0.0, states.step_extra),
     ]
     if setup.eval_micro_batch_size:
-        found.append(at("evaluation", 0.0, blocks.evaluation, loss.evaluation, buffers))
+        found.append(at("evaluation", 0.0, blocks.evaluation, loss.evaluation, standing))
     found.append(at("save", 0.0, 0.0, 0.0, states.save_extra))
     return found
 

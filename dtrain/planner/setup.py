@@ -128,6 +128,7 @@ class Setup:
     fused_kernels: bool = False
     """Liger-like norms, rope and gated activations that keep only their inputs."""
     packed: bool = False
+    """Several documents behind each other in one row of tokens, as dtrain feeds every micro-batch."""
     frozen_keeps_inputs: bool = False
     """Frozen matmuls keep their input (twice when quantised), as measured of adapters outside peft: fused q, k, v with
     padded updates, bitsandbytes before 0.42."""
@@ -260,7 +261,7 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
         tensor_parallel_size=config.tensor_parallel_size,
         tiled_mlp=config.tiled_mlp,
         compiled=config.torch_compile,
-        packed=config.sample_packing,
+        packed=config.plan_as is None and (config.sample_packing or choice.micro_batch_size > 1),
         frozen_keeps_inputs=config.plan_as is not None,
         fp32_routing=config.plan_as is not None,
         offload_optimizer=choice.offload_optimizer,

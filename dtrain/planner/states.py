@@ -210,10 +210,20 @@ class States:
 
     @property
     def gradients_before(self) -> float:
-        """When backward begins: sums of earlier micro-batches, and buffers that are always there."""
+        """While forward runs: sums of earlier micro-batches, and what is always there."""
         setup = self.setup
         always = setup.sharding == "zero3" or (setup.sharding == "zero1" and setup.dtypes.accumulation is not None)
-        return self.gradients if setup.accumulation > 1 or always else 0.0
+        summed = self.gradients if setup.accumulation > 1 or always else 0.0
+        return max(summed, self._left_over if setup.sharding != "zero3" else summed + self._left_over)
+
+    @property
+    def _left_over(self) -> float:
+        """In fp32 DeepSpeed holds the last step's flat gradient shard until the next backward (live bytes, 0.19.8)."""
+        setup = self.setup
+        flat = setup.sharding in ("zero1", "zero2", "zero3") and setup.dtypes.accumulation is None
+        if not flat or setup.offload_optimizer != "none":
+            return 0.0
+        return self.trained / self.ranks * DTYPE_BYTES[setup.dtypes.gradient]
 
     @property
     def _fsdp_reduce(self) -> float:
@@ -239,22 +249,41 @@ class States:
         return largest * DTYPE_BYTES[self.setup.dtypes.compute]
 
     @cached_property
+    def _bucket(self) -> float:
+        return min(self.setup.buckets.reduce, self.trained) * DTYPE_BYTES[self.setup.dtypes.reduce]
+
+    @property
+    def _two_buckets(self) -> float:
+        return self._bucket * (2 if self.setup.buckets.overlap else 1)
+
+    @property
+    def standing_buffers(self) -> float:
+        """Buckets that outlive backward: stage 3's own, and stage 1's old ones, which its gradients are views of."""
+        if self.setup.sharding == "zero3":
+            return self._bucket
+        views = self.setup.sharding == "zero1" and self.setup.dtypes.accumulation is None
+        return self._two_buckets if views else 0.0
+
+    @cached_property
     def reduce_buffers(self) -> float:
         """Buckets in which gradients travel, alive while backward runs."""
         setup = self.setup
-        width = DTYPE_BYTES[setup.dtypes.reduce]
-        bucket = min(setup.buckets.reduce, self.trained)
-        if setup.sharding == "ddp":
-            return self.trained * width if setup.ranks > 1 else 0.0  # buckets hold every gradient a second time
+        if setup.sharding == "ddp":  # buckets hold every gradient a second time
+            return self.trained * DTYPE_BYTES[setup.dtypes.reduce] if setup.ranks > 1 else 0.0
         if setup.sharding == "fsdp2":
             return self._fsdp_reduce
         if setup.sharding == "zero0":
-            return bucket * width if setup.ranks > 1 else 0.0
+            return 0.0
         if setup.sharding == "zero3":
-            return bucket * width * 2  # the bucket and the reduce-scatter's flat copy of it
+            return 2 * self._bucket  # the bucket and the reduce-scatter's flat copy of it
         if setup.sharding == "zero1" and setup.dtypes.accumulation is not None:
             return self.trained_block * DTYPE_BYTES[setup.dtypes.gradient]
-        return bucket * width * (2 if setup.buckets.overlap else 1)
+        return self._two_buckets + self.standing_buffers
+
+    @property
+    def reduce_after_backward(self) -> float:
+        """Stage 0 reduces when backward has ended: one flat copy of a bucket of gradients at a time."""
+        return self._bucket if self.setup.sharding == "zero0" and self.setup.ranks > 1 else 0.0
 
 
 def _biases(layer: Layer) -> int:
