@@ -58,12 +58,11 @@ def draw_slots(lists: Mapping[str, list[Any]], rng: random.Random) -> dict[str, 
 
 
 def draw_hero(grammar: Mapping[str, Any], rng: random.Random) -> dict[str, str]:
-    gender = rng.choice(["she", "he"])
-    trait, role = rng.choice(grammar["traits"]), rng.choice(grammar["roles"])
-    told = {"name": rng.choice(grammar["heroes"][gender]), "trait": trait, "role": role}
-    return told | PRONOUNS[gender] | {
-        "a_trait": article(trait), "a_role": article(role), "feature": rng.choice(grammar["features"]),
-    }  # fmt: skip
+    """One of the cast, who has always the same trade and home, with a trait for this story."""
+    hero, trait = dict(rng.choice(grammar["heroes"])), rng.choice(grammar["traits"])
+    kind = next(kind for kind, where in grammar["kinds"].items() if hero["place"] in where["places"])
+    told = {"trait": trait, "a_trait": article(trait), "a_role": article(hero["role"]), "kind": kind}
+    return hero | told | PRONOUNS[hero["pronoun"]] | {"about": rng.choice(grammar["kinds"][kind]["about"])}
 
 
 def draw_helper(grammar: Mapping[str, Any], kinds: list[str], rng: random.Random) -> dict[str, str]:
@@ -98,13 +97,10 @@ def sentences_of(beat: str, plot: Mapping[str, Any], grammar: Mapping[str, Any],
 
 def tell(plot: Mapping[str, Any], grammar: Mapping[str, Any], rng: random.Random) -> Story:
     """One story of a plot."""
-    kind = rng.choice(list(grammar["kinds"]))
-    where = grammar["kinds"][kind]
-    place = {"kind": kind, "place": rng.choice(where["places"]), "about": rng.choice(where["about"])}
     helper = draw_helper(grammar, plot["helpers"], rng)
-    slots = with_forms(draw_hero(grammar, rng) | place | helper | draw_slots(plot["draw"], rng))
+    slots = with_forms(draw_hero(grammar, rng) | helper | draw_slots(plot["draw"], rng))
     beats = [rng.choice(sentences_of(beat, plot, grammar, slots)) for beat in rng.choice(plot["patterns"])]
-    synopsis = rng.choice(plot["synopsis"])
+    synopsis = f"{rng.choice(plot['synopsis'])} {rng.choice(grammar['tails'])} {{Name}} in {{place}}."
     told = [template.format_map(slots) for template in beats]
     carried = tuple(slots[slot] for slot in plot["carried"])
     return Story(synopsis.format_map(slots), " ".join(told), (synopsis, *beats), carried)
