@@ -122,7 +122,7 @@ def setup_of(row: Row) -> Setup:
         accumulation=accumulation_of(row),
         sharding=sharding_of(row),
         replicate_size=1,
-        reshard_after_forward=parallel.get("zero_equiv") == 3,
+        reshard_after_forward=parallel.get("zero_equiv") in (None, 3),  # FSDP2's default, on one card as well
         dtypes=dtypes_of(row, framework, fp8),
         double_quant="dq" in str((row.get("peft") or {}).get("quant")),
         optimizer=optimizer_of(row, framework),
@@ -136,6 +136,8 @@ def setup_of(row: Row) -> Setup:
         compiled=bool(row.get("compile")),
         fused_kernels=framework.fused_kernels or bool(row.get("liger")),
         packed=False,
+        frozen_keeps_inputs=framework.name == "litgpt",  # fused q, k, v with padded updates; bitsandbytes 0.41
+        fp32_routing=framework.name in ("prime-rl", "torchtitan"),  # torchtitan's MoE scales experts' results in fp32
         offload_optimizer="cpu" if offload == "cpu" or "optimizer cpu" in offload else "none",
         offload_params="cpu" if "param cpu" in offload else "none",
         expandable_segments="expandable_segments:True" in str(row.get("inferred")),

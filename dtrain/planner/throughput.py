@@ -47,6 +47,10 @@ CLIP_PASSES = 3
 """The norm reads all gradients, the scaling reads and writes them."""
 CPU_ADAM_PARAMETERS_PER_S = 4.0e9
 """DeepSpeedCPUAdam on a two-socket node: 2.6 s for 10 billion parameters (ZeRO-Offload, arXiv 2101.06840, table 4)."""
+PINNED_SHARE = 0.8
+"""Of PCIe's rate that copies from and to pinned memory reach: 25 of 31 GB/s on an A100 (CUDA's bandwidthTest)."""
+HOST_MEMORY_BYTES_PER_S = 200e9
+"""That all GPUs of a node together draw from a two-socket host (DDR4-3200, eight channels each, half of its peak)."""
 NVME_BYTES_PER_S = 5.0e9
 """Of one node's drives, reading or writing (ZeRO-Infinity, arXiv 2104.07857, measured 3 to 6 GB/s a drive pair)."""
 CONTENTION = 0.11
@@ -69,7 +73,7 @@ FP8_CAST_BYTES = 6
 FUSED_FP32_ATTENTION_SHARE = 0.5
 """Of fp32's matmul rate: FlashAttention has no fp32, torch's memory-efficient and CPU kernels do it (assumed)."""
 MOE_SHARE = 0.6
-"""Rate of grouped expert matmuls over plain ones: experts are uneven (assumed; no row of the fitting sources has any)."""
+"""Rate of grouped expert matmuls over plain ones: experts are uneven (assumed; no fitting row has experts)."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ def estimate_time(setup: Setup) -> StepTime:
     """Seconds of one step and where they go."""
     micro = _micro_batch(setup)
     parts = {name: setup.accumulation * seconds for name, seconds in micro.items()}
-    parts["optimizer"], parts["offload"] = optimizer_seconds(setup), offload_seconds(setup)
+    parts["optimizer"] = optimizer_seconds(setup)
+    parts["offload"] += offload_seconds(setup)
     boundary = _boundary_collectives(setup)
     last_backward = BACKWARD_SHARE * (sum(micro.values()) - micro["collectives"])
     parts["collectives"] += _exposed(boundary.overlapped, last_backward) + boundary.alone
@@ -214,6 +219,7 @@ def _micro_batch(setup: Setup) -> dict[str, float]:
         "head": head + loss,
         "launches": max(0.0, forward.launches - forward.kernels) + max(0.0, backward.launches - backward.kernels),
         "collectives": exposed + _sequence_parallel(setup) + _tensor_parallel(setup),
+        "offload": _exposed(gradients_to_host(setup), max(backward.kernels, backward.launches)),
     }
 
 
@@ -394,7 +400,7 @@ def _from_host(setup: Setup) -> float:
     if setup.offload_params == "none":
         return 0.0
     shard = weight_bytes(setup) / setup.shard_ranks
-    rate = 0.8e9 * setup.profile.gpu.pcie_gb_per_s
+    rate = host_link(setup)
     if setup.offload_params == "nvme":
         rate = min(rate, NVME_BYTES_PER_S / setup.profile.gpus_per_node)
     return shard / rate
@@ -481,6 +487,21 @@ def _pages_out(setup: Setup) -> bool:
     return False
 
 
+def host_link(setup: Setup) -> float:
+    """Bytes/s of one GPU from or to pinned host memory, while its neighbours do the same."""
+    profile = setup.profile
+    return min(PINNED_SHARE * 1e9 * profile.gpu.pcie_gb_per_s, HOST_MEMORY_BYTES_PER_S / profile.gpus_per_node)
+
+
+def gradients_to_host(setup: Setup) -> float:
+    """DeepSpeed sums offloaded gradients on the card but keeps the sum on the host: every micro-batch fetches its shard
+    and sends it back, the first only sends (stage3.py partition_grads, stage_1_and_2.py copy_grads_in_partition)."""
+    if setup.offload_optimizer == "none" or setup.accumulation == 1:
+        return 0.0
+    summed = DTYPE_BYTES[setup.dtypes.accumulation or setup.dtypes.gradient] * stepped_parameters(setup)
+    return summed * (2 - 1 / setup.accumulation) / host_link(setup)
+
+
 def offload_seconds(setup: Setup) -> float:
     """Gradients to the host, the step on its cores, weights back; drives where states lie there."""
     if setup.offload_optimizer == "none":
@@ -488,7 +509,7 @@ def offload_seconds(setup: Setup) -> float:
     profile, parameters = setup.profile, stepped_parameters(setup)
     dtypes = setup.dtypes
     moved = DTYPE_BYTES[dtypes.gradient] + DTYPE_BYTES[dtypes.weights]
-    link = moved * parameters / (0.8e9 * profile.gpu.pcie_gb_per_s)
+    link = moved * parameters / host_link(setup)
     node = parameters * profile.gpus_per_node
     step = node / CPU_ADAM_PARAMETERS_PER_S
     drives = 0.0
