@@ -15,10 +15,9 @@ from dtrain.errors import DoesNotFit, DtrainError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dtrain.launch.api import Launcher
     from dtrain.launch.draft import Draft, Planned
-    from dtrain.launch.observe import Observer
     from dtrain.launch.registry import Entry
+    from dtrain.show.watch import Watched
 
 
 @click.command("launch")
@@ -54,6 +53,7 @@ def command(
     """
     from dtrain.launch.draft import draft, planned
     from dtrain.show.console import console_for
+    from dtrain.show.watch import Interrupts, Watched, observer_of
 
     console = console_for(as_json)
     made = planned(file, sets, profile)
@@ -64,11 +64,12 @@ def command(
         return
     if drafted.rendered.usd_per_hour and not yes:
         click.confirm(f"This costs ${drafted.rendered.usd_per_hour:.2f} an hour. Start it?", abort=True, err=True)
-    entry, observer = _start(drafted)
-    if detach:
-        _detached(drafted, console, as_json)
-        return
-    sys.exit(watched(entry, drafted.launcher, console, observer, as_json))
+    _create(drafted)
+    with Interrupts() as interrupts:  # from here on Ctrl-C is for the run
+        entry = _submit(drafted)
+        if not detach:
+            sys.exit(watched(Watched(entry, drafted.launcher, observer_of(entry), interrupts), console, as_json))
+    _detached(drafted, console, as_json)
 
 
 def _show_plan(made: Planned, console: Console, as_json: bool) -> None:
@@ -105,20 +106,26 @@ def _dry_run(made: Planned, drafted: Draft, console: Console, as_json: bool) -> 
     click.echo(json.dumps({"schema_version": 1, **document}, indent=2))
 
 
-def _start(drafted: Draft) -> tuple[Entry, Observer]:
-    """Check, write the folder, submit. A refusal leaves nothing behind."""
-    from dtrain.launch import begin
-    from dtrain.launch.create import create, discard
-    from dtrain.show.watch import observer_of
+def _create(drafted: Draft) -> None:
+    """Check, then write the run's folder."""
+    from dtrain.launch.begin import refuse_unready
+    from dtrain.launch.create import create
 
-    begin.refuse_unready(drafted.launcher, drafted.job)
-    paths = create(drafted.folder, drafted.files)
+    refuse_unready(drafted.launcher, drafted.job)
+    create(drafted.folder, drafted.files)
+
+
+def _submit(drafted: Draft) -> Entry:
+    """Start it. A refusal leaves nothing behind."""
+    from dtrain.launch import begin
+    from dtrain.launch.create import discard
+    from dtrain.paths import RunPaths
+
     try:
-        entry = begin.submit(drafted.launcher, drafted.job, drafted.rendered, drafted.entry)
+        return begin.submit(drafted.launcher, drafted.job, drafted.rendered, drafted.entry)
     except begin.NOTHING_STARTED:
-        discard(paths)
+        discard(RunPaths(drafted.folder))
         raise
-    return entry, observer_of(entry)
 
 
 def _detached(drafted: Draft, console: Console, as_json: bool) -> None:
@@ -133,17 +140,16 @@ def _detached(drafted: Draft, console: Console, as_json: bool) -> None:
     print_started(drafted, console)
 
 
-def watched(entry: Entry, launcher: Launcher, console: Console, observer: Observer, as_json: bool) -> int:
+def watched(run: Watched, console: Console, as_json: bool) -> int:
     """Watch it to its end, say how it ended, and give the exit code."""
     from dtrain.launch import begin
     from dtrain.show.report import print_end
     from dtrain.show.watch import watch
 
-    code = watch(entry, launcher, console, observer)
-    status = begin.status(entry)
-    print_end(entry, status, console)
+    code = watch(run, console)
+    print_end(run.entry, begin.status(run.entry), console)
     if as_json:
-        click.echo(json.dumps(end_json(entry, code), indent=2, default=str))
+        click.echo(json.dumps(end_json(run.entry, code), indent=2, default=str))
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import click
@@ -22,24 +23,23 @@ def command(run: str, force: bool, detach: bool, as_json: bool) -> None:
 
     For a run that was interrupted, failed or was lost; of a finished one it says so.
     """
-    import json
-
     from dtrain.cli.launch import watched
     from dtrain.launch import registry
     from dtrain.launch.again import go_on
     from dtrain.launch.api import Status
     from dtrain.show.console import console_for
     from dtrain.show.runs import run_json
-    from dtrain.show.watch import observer_of
+    from dtrain.show.watch import Interrupts, Watched, observer_of
 
     console = console_for(as_json)
     entry = registry.find(run)
     observer = observer_of(entry)
     observer.skip_old_words()
-    again, launcher, step = go_on(entry, force)
-    words = f"going on after step {step}" if step is not None else "beginning again at step 0"
-    console.print(f"{again.id} ({again.name}): {words}", markup=False)
-    if not detach:
-        sys.exit(watched(again, launcher, console, observer, as_json))
+    with Interrupts() as interrupts:
+        again, launcher, step = go_on(entry, force)
+        words = f"going on after step {step}" if step is not None else "beginning again at step 0"
+        console.print(f"{again.id} ({again.name}): {words}", markup=False)
+        if not detach:
+            sys.exit(watched(Watched(again, launcher, observer, interrupts), console, as_json))
     if as_json:
         click.echo(json.dumps({"schema_version": 1, **run_json(again, Status("running"))}, indent=2))

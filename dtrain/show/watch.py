@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -45,14 +46,24 @@ def observer_of(entry: Entry) -> Observer:
     return Observer(RunPaths(begin.folder_of(entry)))
 
 
-def watch(entry: Entry, launcher: Launcher, console: Console, observer: Observer) -> int:
+@dataclass(frozen=True)
+class Watched:
+    """A run on the screen of the client that started it."""
+
+    entry: Entry
+    launcher: Launcher
+    observer: Observer
+    interrupts: Interrupts
+
+
+def watch(run: Watched, console: Console) -> int:
     """Show the run until it ends; the first Ctrl-C asks it to save and stop. Its exit code, or 130 after a second."""
-    stopping: list[threading.Thread] = []
+    entry, launcher = run.entry, run.launcher
 
     def on_interrupt(count: int, screen: Screen) -> bool:
         if count == 1:
             screen.say("Asking the run to stop: it finishes its step and saves. Ctrl-C again ends it at once.")
-            stopping.append(_in_background(lambda: launcher.cancel(entry.submitted()), screen))
+            _in_background(lambda: launcher.cancel(entry.submitted()), screen)
             return False
         screen.say("Ending the run at once, without saving.")
         if isinstance(launcher, CanKill):
@@ -61,26 +72,27 @@ def watch(entry: Entry, launcher: Launcher, console: Console, observer: Observer
             screen.say(f"{launcher.name} cannot end it at once: dtrain status {entry.id} tells when it has stopped.")
         return True
 
-    left = _look_until_ended(entry, console, on_interrupt, observer)
+    left = _look_until_ended(entry, run.observer, run.interrupts, console, on_interrupt)
     return KILLED if left else exit_code(begin.status(entry))
 
 
 def attend(entry: Entry, console: Console) -> int | None:
     """Show the run until it ends or the person leaves with Ctrl-C; the run itself is left alone. None: left."""
-
-    def on_interrupt(count: int, screen: Screen) -> bool:
-        return True
-
-    left = _look_until_ended(entry, console, on_interrupt, observer_of(entry))
+    with Interrupts() as interrupts:
+        left = _look_until_ended(entry, observer_of(entry), interrupts, console, lambda count, screen: True)
     return None if left else exit_code(begin.status(entry))
 
 
 def _look_until_ended(
-    entry: Entry, console: Console, on_interrupt: Callable[[int, Screen], bool], observer: Observer
+    entry: Entry,
+    observer: Observer,
+    interrupts: Interrupts,
+    console: Console,
+    on_interrupt: Callable[[int, Screen], bool],
 ) -> bool:
     """True when an interrupt made us leave before the end."""
-    with Interrupts() as interrupts, screen_for(console, entry.name) as screen:
-        heard = 0
+    heard = 0
+    with screen_for(console, entry.name) as screen:
         while True:
             ended = begin.status(entry).state in ENDED  # asked before the look: the last look misses nothing
             screen.update(observer.look())
@@ -93,16 +105,14 @@ def _look_until_ended(
             time.sleep(LOOK_SECONDS)
 
 
-def _in_background(work: Callable[[], Any], screen: Screen) -> threading.Thread:
+def _in_background(work: Callable[[], Any], screen: Screen) -> None:
     def told() -> None:
         try:
             work()
         except Exception as error:
             screen.say(f"the request to stop failed: {error}")
 
-    thread = threading.Thread(target=told, daemon=True)
-    thread.start()
-    return thread
+    threading.Thread(target=told, daemon=True).start()
 
 
 def exit_code(status: Status) -> int:

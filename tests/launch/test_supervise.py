@@ -212,7 +212,7 @@ def test_a_killed_torchrun_is_a_failure_and_leaves_nothing(make_job: MakeJob, mo
 
 
 def test_a_second_submit_starts_nothing(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STAND_IN_STEPS", "300")
+    monkeypatch.setenv("STAND_IN_STEPS", "50")
     job = make_job()
     paths, first = submitted(job)
     supervisor = Supervisor.read(paths)
