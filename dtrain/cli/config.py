@@ -51,8 +51,8 @@ def show(file: Path, sets: tuple[str, ...], as_json: bool, profile: str | None) 
 
 
 def _planned(loaded: Loaded, profile: str) -> dict[str, Any]:
-    from dtrain.hardware import resolve_profile
-    from dtrain.models import load_facts
+    from dtrain.hardware.profiles import resolve_profile
+    from dtrain.models.hub import load_facts
     from dtrain.planner.plan import make_plan
 
     return make_plan(loaded, resolve_profile(profile), load_facts(loaded.config.base_model)).choice.as_json()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dtrain.config.schema import Config, Dataset, PromptFormat
+from dtrain.config.schema import Config, PromptFormat
 from dtrain.data.formats import ALPACA, with_bos
 from dtrain.data.tokenizer import Encoder
 from dtrain.errors import BadInput
@@ -55,12 +55,12 @@ def prompt_ids(config: Config | None, tokenizer: Any, said: str) -> list[int]:
     as plain text."""
     encoder = Encoder.of(tokenizer)
     how = config.datasets[0] if config is not None else None
-    text = _prompt_text(how, tokenizer, said)
-    return with_bos(encoder.encode([text])[0], encoder)
+    kind: Any = how.type if how is not None else ("chat_template" if tokenizer.chat_template else "completion")
+    ids = encoder.encode([_prompt_text(kind, tokenizer, said)])[0]
+    return ids if kind == "chat_template" else with_bos(ids, encoder)  # a chat template writes its own BOS
 
 
-def _prompt_text(how: Dataset | None, tokenizer: Any, said: str) -> str:
-    kind = how.type if how is not None else ("chat_template" if tokenizer.chat_template else "completion")
+def _prompt_text(kind: PromptFormat | str, tokenizer: Any, said: str) -> str:
     if kind == "alpaca":
         kind = ALPACA
     if isinstance(kind, PromptFormat):
