@@ -41,5 +41,6 @@ def command(run: str, force: bool, detach: bool, as_json: bool) -> None:
         console.print(f"{again.id} ({again.name}): {words}", markup=False)
         if not detach:
             sys.exit(watched(Watched(again, launcher, observer, interrupts), console, as_json))
+    console.print(f"  dtrain attach {again.id}  watches it", markup=False)
     if as_json:
         click.echo(json.dumps({"schema_version": 1, **run_json(again, Status("running"))}, indent=2))

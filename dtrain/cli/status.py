@@ -28,7 +28,8 @@ def command(run: str, as_json: bool) -> None:
     entry = registry.find(run)
     status = begin.status(entry)
     seen = observer_of(entry).look()
-    progress: dict[str, Any] = {"stage": seen.stage, "step": seen.step, "steps": seen.steps}
+    stage = seen.stage if status.state == "running" else None
+    progress: dict[str, Any] = {"stage": stage, "step": seen.step, "steps": seen.steps}
     for key in ("loss", "eval_loss", "tokens_per_second"):
         if seen.newest(key) is not None:
             progress[key] = seen.newest(key)

@@ -12,6 +12,7 @@ from dtrain.launch.create import job_of
 from dtrain.launch.ending import last_checkpoint, put_aside, put_back
 from dtrain.launch.load import load
 from dtrain.launch.registry import Entry
+from dtrain.launch.standing import other_run
 from dtrain.paths import RunPaths
 
 
@@ -36,6 +37,12 @@ def go_on(entry: Entry, force: bool) -> tuple[Entry, Launcher, int | None]:
 
 
 def _refuse_unresumable(entry: Entry, paths: RunPaths, force: bool) -> int | None:
+    other = other_run(paths, entry.id)
+    if other is not None:
+        raise BadInput(
+            f"the folder of {entry.id} holds another run now", key="RUN", file=entry.folder,
+            fix=f"dtrain resume {other}",
+        )  # fmt: skip
     state = begin.status(entry).state
     who = f"{entry.id} ({entry.name})"
     if state in ("running", "pending") and entry.handle is not None:

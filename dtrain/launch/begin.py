@@ -11,7 +11,7 @@ from dtrain.launch import registry, runlogs
 from dtrain.launch.api import Job, Launcher, Rendered, Status
 from dtrain.launch.load import load
 from dtrain.launch.registry import Entry
-from dtrain.launch.standing import folder_status
+from dtrain.launch.standing import folder_status, other_run
 from dtrain.paths import RunPaths
 
 NOTHING_STARTED = (LauncherRefused, BadInput, PartMissing)
@@ -40,7 +40,7 @@ def submit(launcher: Launcher, job: Job, rendered: Rendered, entry: Entry) -> En
     try:
         handle = launcher.submit(job, rendered)
     except NOTHING_STARTED:
-        registry.write(entry) if known else registry.forget(entry)
+        registry.write(entry) if known else registry.forget(entry.id)
         raise
     started = replace(entry, handle=handle.as_json())
     registry.write(started)
@@ -54,7 +54,11 @@ def folder_of(entry: Entry) -> Path:
 
 def status(entry: Entry, *, ask: bool = True) -> Status:
     """How a run stands: by its folder where that can tell, else by its launcher, or (not `ask`) its last word."""
-    found = folder_status(RunPaths(folder_of(entry)))
+    paths = RunPaths(folder_of(entry))
+    other = other_run(paths, entry.id)
+    if other is not None:
+        return Status("lost", None, f"its folder holds another run now: {other}")
+    found = folder_status(paths)
     if found is not None:
         return found
     if ask:

@@ -19,9 +19,11 @@ from dtrain.config.load import dump
 from dtrain.config.schema import Config, Dataset
 from dtrain.errors import BadInput
 from dtrain.files import read_json, sync_folder, write_whole
+from dtrain.launch import registry
 from dtrain.launch.api import Job
+from dtrain.launch.ending import read_or_none
 from dtrain.launch.registry import Entry
-from dtrain.launch.standing import run_state
+from dtrain.launch.standing import never_began, run_state
 from dtrain.paths import RunPaths
 
 _LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -74,13 +76,13 @@ def _absolute(said: str, file: Path | None) -> str:
 
 
 def refuse_taken(output: Path) -> None:
-    """BadInput if the folder holds a run, or files that are not ours; an empty or absent one is free."""
+    """BadInput if the folder holds a run that began, or files that are not ours; an empty or absent one is free."""
     paths = RunPaths(output)
     if output.exists() and not output.is_dir():
         raise BadInput("the output folder is a file", key="output_dir", value=str(output), fix="--set output_dir=…")
-    if paths.run.is_dir():
+    if paths.run.is_dir() and not never_began(paths):
         raise _run_exists(paths)
-    if output.is_dir() and any(not _is_leftover(path) for path in output.iterdir()):
+    if output.is_dir() and any(path != paths.run and not _is_leftover(path) for path in output.iterdir()):
         raise BadInput(
             "the output folder holds files that are not a run's", file=str(output), key="output_dir",
             fix="--set output_dir=ANOTHER_FOLDER, or leave output_dir out: then it is runs/NAME-ID",
@@ -134,11 +136,20 @@ def create(output: Path, files: Mapping[str, str]) -> RunPaths:
         try:
             for name, content in files.items():
                 write_whole(beside / name, content)
+            _make_room(paths)
             beside.rename(paths.run)
             sync_folder(output)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     return paths
+
+
+def _make_room(paths: RunPaths) -> None:
+    """A run that bad input ended before its first step goes, with its entry: only its mistake would be left."""
+    if paths.run.is_dir() and never_began(paths):
+        told = read_or_none(paths.about) or {}
+        registry.forget(str(told.get("id")))
+        shutil.rmtree(paths.run)
 
 
 def discard(paths: RunPaths) -> None:

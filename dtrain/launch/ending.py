@@ -10,6 +10,7 @@ from typing import Any
 from dtrain.files import read_json, write_json
 from dtrain.launch.api import RunState
 from dtrain.paths import RunPaths
+from dtrain.track import jsonl
 
 DONE, FAILED, INTERRUPTED = 0, 1, 75
 
@@ -59,9 +60,10 @@ def read_or_none(path: Path) -> dict[str, Any] | None:
 
 
 def step_reached(paths: RunPaths) -> int:
-    """Optimizer steps done, as far as rank 0 told: state.json is up to half a second old."""
+    """Optimizer steps done, as far as rank 0 told: state.json is up to half a second old, not every step is logged."""
     state = read_or_none(paths.state) or {}
-    return max(int(state.get("step") or 0), last_checkpoint(paths) or 0)
+    logged = [int(line["step"]) for line in jsonl.read(paths.metrics)[-1:] if "step" in line]
+    return max(int(state.get("step") or 0), last_checkpoint(paths) or 0, *logged)
 
 
 def put_aside(paths: RunPaths) -> Path | None:

@@ -101,7 +101,7 @@ def logs(paths: RunPaths, follow: bool, rank: int | None = None) -> Iterator[str
 def stop(paths: RunPaths, run_id: str, *, at_once: bool = False) -> None:
     """End the run, letting it save first unless `at_once`. Returns when no process of it is left; may be repeated."""
     supervisor = Supervisor.read(paths)
-    if supervisor is not None and supervisor.is_of_this_machine and supervisor.is_running:
+    if supervisor is not None and supervisor.run_id == run_id and _is_running(paths):
         with contextlib.suppress(ProcessLookupError):
             os.kill(supervisor.pid, signal.SIGQUIT if at_once else signal.SIGTERM)
         patience = 15.0 if at_once else LaunchSpec.read(paths).grace_seconds + 15

@@ -71,8 +71,8 @@ def write(entry: Entry) -> None:
         ) from None  # fmt: skip
 
 
-def forget(entry: Entry) -> None:
-    (folder() / f"{entry.id}.json").unlink(missing_ok=True)
+def forget(run_id: str) -> None:
+    (folder() / f"{run_id}.json").unlink(missing_ok=True)
 
 
 def read(path: Path) -> Entry | Broken:

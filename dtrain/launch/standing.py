@@ -65,6 +65,20 @@ def folder_status(paths: RunPaths) -> Status | None:
     return Status("lost", None, "its supervisor is gone and left no exit.json (killed, or the machine went down)")
 
 
+def never_began(paths: RunPaths) -> bool:
+    """Bad input ended it before its first step: it holds nothing but the mistake, and a launch may take its place."""
+    ending = Ending.read(paths)
+    if ending is None or ending.code != BadInput.exit_code or ending.step > 0:
+        return False
+    return not paths.metrics.exists() and last_checkpoint(paths) is None
+
+
+def other_run(paths: RunPaths, run_id: str) -> str | None:
+    """The id of the run that lies in the folder now, where that is not this one."""
+    told = read_or_none(paths.about)
+    return str(told.get("id")) if told is not None and told.get("id") != run_id else None
+
+
 def stage(paths: RunPaths) -> str:
     """What the run is doing, in words; before rank 0 speaks, what it waits for."""
     state = read_or_none(paths.state)

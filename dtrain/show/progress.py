@@ -147,11 +147,12 @@ class LineScreen:
 
     def update(self, snapshot: Snapshot) -> None:
         self.newest = snapshot
-        for words in snapshot.words:
-            self.say(words)
-        if snapshot.stage != self.stage and snapshot.stage not in PASSING_STAGES:
-            self.stage = snapshot.stage
-            self.say(f"{self.title}: {stage_words(snapshot.stage)}")
+        for line in snapshot.words:
+            self.say(line)
+        words = stage_words(snapshot.stage)
+        if words != self.stage and snapshot.stage not in PASSING_STAGES:
+            self.stage = words
+            self.say(f"{self.title}: {words}")
         if self._is_due(snapshot):
             self.line_at, self.line_of = time.monotonic(), snapshot.step
             self.say("  ".join([of_steps(snapshot), *numbers(snapshot)]))

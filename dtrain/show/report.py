@@ -171,4 +171,13 @@ def _details(paths: RunPaths) -> list[str]:
         return [] if told.get("code") == 2 else str(told.get("traceback") or "").splitlines()
     ending = Ending.read(paths)
     log = paths.rank_log(ending.rank) if ending is not None and ending.rank is not None else paths.launch_log
-    return [f"--- the end of {_near(log)}", *last_lines(log, LOG_LINES)]
+    return [f"--- the end of {_near(log)}", *(last_lines(log, LOG_LINES) or ["(it said nothing)"]), *_complaints(paths)]
+
+
+def _complaints(paths: RunPaths) -> list[str]:
+    """What another rank said when one was killed without a word: where they were when it happened."""
+    for file in sorted(paths.logs.glob("rank-*.error.json")):
+        told = read_or_none(file) or {}
+        if told.get("traceback"):
+            return [f"--- then rank {told.get('rank')} said", *str(told["traceback"]).splitlines()]
+    return []
