@@ -113,7 +113,6 @@ def setup_of(row: Row) -> Setup:
     facts = facts_of(row)
     parallel = row["parallelism"]
     offload = str(row.get("offload"))
-    fp8 = "fp8" in str(row["precision"].get("name") or row["precision"].get("compute"))
     return Setup(
         facts=facts,
         profile=profile_of(row),
@@ -123,7 +122,7 @@ def setup_of(row: Row) -> Setup:
         sharding=sharding_of(row),
         replicate_size=1,
         reshard_after_forward=parallel.get("zero_equiv") in (None, 3),  # FSDP2's default, on one card as well
-        dtypes=dtypes_of(row, framework, fp8),
+        dtypes=dtypes_of(row, framework),
         double_quant="dq" in str((row.get("peft") or {}).get("quant")),
         optimizer=optimizer_of(row, framework),
         adapter=adapter_of(row, facts),
@@ -134,6 +133,7 @@ def setup_of(row: Row) -> Setup:
         tensor_parallel_size=parallel.get("tp") or 1,
         tiled_mlp=bool(row.get("tiled_mlp")),
         compiled=bool(row.get("compile")),
+        fp8_linears="fp8" in str(row["precision"].get("name") or row["precision"].get("compute")),
         fused_kernels=framework.fused_kernels or bool(row.get("liger")),
         packed=False,
         frozen_keeps_inputs=framework.name == "litgpt",  # fused q, k, v with padded updates; bitsandbytes 0.41
@@ -257,7 +257,7 @@ def sharding_of(row: Row) -> Sharding:
     return f"zero{stage}"  # type: ignore[return-value]
 
 
-def dtypes_of(row: Row, framework: Framework, fp8: bool) -> Dtypes:
+def dtypes_of(row: Row, framework: Framework) -> Dtypes:
     precision = row["precision"]
     params, grads = str(precision.get("params", "fp32 sharded")), str(precision.get("grads", "fp32"))
     pure = params.startswith("bf16 (no master)")
@@ -267,7 +267,7 @@ def dtypes_of(row: Row, framework: Framework, fp8: bool) -> Dtypes:
     quantised = params.startswith("bnb.nf4")
     held_fp32 = not (pure or masters or quantised)
     return Dtypes(
-        compute="fp8" if fp8 else "bf16",
+        compute="bf16",
         weights="fp32" if held_fp32 else "bf16",
         master="fp32" if masters else None,
         gradient="fp32" if held_fp32 else "bf16",

@@ -34,7 +34,7 @@ def command(
     \b
     dtrain rent configs/storyteller.yaml
     dtrain rent my.yaml --within 24h --max-cost 50
-    dtrain rent my.yaml --price "lambda:gpu_8x_h100_sxm5=27.50"
+    dtrain rent my.yaml --price "lambda:8x H100 SXM=27.50"
 
     Prices are a dated table that ships with dtrain; each row says when and where it was read. ◆ marks the
     machines that nothing beats in both time and money. Exit code 3 when no machine can run it, or none

@@ -114,7 +114,12 @@ def rates_of(gpu: Gpu, dtype: str) -> Rates:
     """`dtype` is what the matmuls run in: bf16, fp16, tf32, fp32, fp8."""
     major = gpu.compute_capability[0] if gpu.compute_capability else 0
     sustained = SUSTAINED_SHARE.get(major, 1.0) * 1e12
-    matmul = sustained * USUAL_SHAPE_SHARE * best_tflops(gpu, dtype) * (FP8_SHARE if dtype == "fp8" else 1.0)
+    matmul = (
+        sustained
+        * USUAL_SHAPE_SHARE
+        * best_tflops(gpu, dtype)
+        * (FP8_SHARE if dtype == "fp8" and gpu.tflops.get("fp8") else 1.0)
+    )
     peak = gpu.tflops.get("bf16") or gpu.tflops.get("fp16") or matmul / sustained
     return Rates(
         matmul=matmul,

@@ -230,11 +230,11 @@ def _usd(said: str, amount: str) -> float:
     try:
         usd = float(amount.strip().removeprefix("$"))
     except ValueError:
-        usd = -1.0
+        usd = -1.0  # told below, with the other amounts that are none
     if not 0 <= usd < float("inf"):
         raise BadInput(
             "no price", key="--price", value=said, allowed="PROVIDER:MACHINE=USD_PER_HOUR",
-            fix='--price "lambda:gpu_8x_h100_sxm5=31.92"',
+            fix=f'--price "{said.rpartition("=")[0] or said}=1.99"',
         )  # fmt: skip
     return usd
 

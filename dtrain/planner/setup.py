@@ -125,6 +125,8 @@ class Setup:
     tiled_mlp: bool = False
     compiled: bool = False
     """torch.compile of the blocks: fused norms, activations and rope."""
+    fp8_linears: bool = False
+    """The blocks' matmuls run in fp8; weights and activations are held in the compute type (torchao)."""
     fused_kernels: bool = False
     """Liger-like norms, rope and gated activations that keep only their inputs."""
     packed: bool = False
@@ -261,6 +263,7 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
         tensor_parallel_size=config.tensor_parallel_size,
         tiled_mlp=config.tiled_mlp,
         compiled=config.torch_compile,
+        fp8_linears=config.fp8,
         packed=config.plan_as is None and (config.sample_packing or choice.micro_batch_size > 1),
         frozen_keeps_inputs=config.plan_as is not None,
         fp32_routing=config.plan_as is not None,

@@ -141,7 +141,7 @@ def _told(setup: Setup, parts: dict[str, float]) -> StepTime:
 def model_flops_utilisation(setup: Setup, tokens_per_second: float) -> float | None:
     """The contract's MFU; None where the card's datasheet has no rate for the precision."""
     gpu, facts = setup.profile.gpu, setup.facts
-    peak = gpu.tflops.get("bf16" if setup.dtypes.compute == "fp8" else compute_dtype(setup)) or 0.0
+    peak = gpu.tflops.get(compute_dtype(setup)) or 0.0
     if not peak:
         return None
     per_token = 6 * facts.active_parameters + 6 * facts.layer_count * facts.hidden_size * setup.sequence_len
@@ -187,8 +187,8 @@ class BlockKey:
         return cls(
             facts=setup.facts,
             gpu=setup.profile.gpu,
-            dtype=compute_dtype(setup),
-            element_bytes=max(2.0, DTYPE_BYTES[setup.dtypes.compute]),
+            dtype="fp8" if setup.fp8_linears else compute_dtype(setup),
+            element_bytes=DTYPE_BYTES[setup.dtypes.compute],
             tokens=setup.micro_batch_tokens,
             window=setup.sequence_len,
             attention=setup.attention,
@@ -373,7 +373,7 @@ def _ring(setup: Setup) -> Link:
 
 def weight_bytes(setup: Setup) -> float:
     """Whole weights as they travel: trained ones in the compute type, frozen ones as they are held."""
-    compute = DTYPE_BYTES["bf16" if setup.dtypes.compute == "fp8" else setup.dtypes.compute]
+    compute = DTYPE_BYTES[setup.dtypes.compute]
     frozen = NF4_DOUBLE_QUANT_BYTES if setup.double_quant else DTYPE_BYTES[setup.dtypes.frozen]
     whole = setup.trained_parameters * compute + setup.frozen_parameters * frozen
     return whole / setup.tensor_parallel_size
@@ -444,7 +444,7 @@ def _sequence_parallel(setup: Setup) -> float:
     facts = setup.facts
     channels = facts.head_dim * (2 * facts.heads + 2 * max(facts.kv_heads, size))
     rounds = 2 + RECOMPUTED_ATTENTION[setup.checkpointing]
-    sent = setup.micro_batch_tokens * channels * max(2.0, DTYPE_BYTES[setup.dtypes.compute])
+    sent = setup.micro_batch_tokens * channels * DTYPE_BYTES[setup.dtypes.compute]
     link = link_over(setup.profile, size)
     return rounds * facts.layer_count * (sent * (size - 1) / size / link.bandwidth + 4 * link.latency)
 
@@ -454,7 +454,7 @@ def _tensor_parallel(setup: Setup) -> float:
     size = setup.tensor_parallel_size
     if size <= 1:
         return 0.0
-    stream = setup.micro_batch_tokens * setup.facts.hidden_size * max(2.0, DTYPE_BYTES[setup.dtypes.compute])
+    stream = setup.micro_batch_tokens * setup.facts.hidden_size * DTYPE_BYTES[setup.dtypes.compute]
     rounds = 2 + RECOMPUTED_MATMULS[setup.checkpointing]
     return rounds * setup.facts.layer_count * 2 * link_over(setup.profile, size).reduce(stream)
 

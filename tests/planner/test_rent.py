@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dtrain.cli.rent import command
 from dtrain.config.load import loads
 from dtrain.config.origins import Loaded
 from dtrain.errors import BadInput
@@ -153,8 +155,13 @@ def test_no_price(said: str) -> None:
 
 def test_an_unknown_machine_names_the_nearest() -> None:
     with pytest.raises(BadInput) as error:
-        repriced(["lambda:gpu_8x_h100=20"])
-    assert "lambda:gpu_8x_h100_sxm5=20" in (error.value.fix or "")
+        repriced(["fast:8 of h1=20"], TABLE)
+    assert "fast:8 of h100=20" in (error.value.fix or "")
+
+
+def test_the_example_of_the_help_is_a_machine_of_the_table() -> None:
+    (example,) = re.findall(r'--price "(.+?)"', command.help or "")
+    assert repriced([example]) != prices()
 
 
 def test_all_profiles_in_under_three_seconds(loaded: Loaded) -> None:
@@ -197,7 +204,8 @@ def test_the_command_tells_limits_that_nothing_meets(file: Path) -> None:
 
 
 def test_the_command_in_words(file: Path) -> None:
-    done = dtrain("rent", str(file), "--price", "lambda:gpu_8x_h100_sxm5=1")
+    whole = next(price for price in prices() if price.gpus == 8 and price.gpu == "h100")
+    done = dtrain("rent", str(file), "--price", f"{whole.provider}:{whole.machine}=1")
     assert done.returncode == 0
     assert "◆" in done.stdout
     assert "as told" in done.stdout

@@ -87,7 +87,7 @@ def test_multiprocessors_are_found_by_any_name_of_the_card() -> None:
         ({"offload_optimizer": "cpu"}, {"offload_optimizer": "none"}),
         ({"offload_optimizer": "nvme"}, {"offload_optimizer": "cpu"}),
         ({"sharding": "zero3", "offload_params": "cpu"}, {"sharding": "zero3"}),
-        ({"dtypes": Dtypes()}, {"dtypes": Dtypes(compute="fp8")}),
+        ({}, {"fp8_linears": True}),
         ({"dtypes": Dtypes(compute="fp32", weights="fp32", master=None)}, {"dtypes": Dtypes()}),
         ({}, {"adapter": LORA}),
         ({"adapter": LORA, "dtypes": Dtypes(frozen="nf4")}, {"adapter": LORA}),
