@@ -214,7 +214,7 @@ class States:
         setup = self.setup
         always = setup.sharding == "zero3" or (setup.sharding == "zero1" and setup.dtypes.accumulation is not None)
         summed = self.gradients if setup.accumulation > 1 or always else 0.0
-        return max(summed, self._left_over if setup.sharding != "zero3" else summed + self._left_over)
+        return summed + self._left_over
 
     @property
     def _left_over(self) -> float:
