@@ -12,6 +12,7 @@ from typing import Any
 from dtrain import __version__
 from dtrain.config.origins import Loaded
 from dtrain.errors import BadInput
+from dtrain.hardware.prices import offers
 from dtrain.hardware.profiles import Profile
 from dtrain.models.facts import ModelFacts
 from dtrain.planner.batch import batches
@@ -172,10 +173,14 @@ def run_time(loaded: Loaded, counts: DataCounts, schedule: Schedule, best: Candi
 
 
 def cost_of(profile: Profile, hours: float) -> Cost | None:
-    """From the user's own price; None where none is known."""
-    if profile.usd_per_hour is None:
+    """At the user's own price, else at the cheapest in the dated table; None where nobody rents this machine."""
+    if profile.usd_per_hour is not None:
+        return Cost(profile.name, profile.usd_per_hour, profile.usd_per_hour * hours, None)
+    billed = [offer for offer in offers(profile) if offer.kind != "free"]
+    if not billed:
         return None
-    return Cost(profile.name, profile.usd_per_hour, profile.usd_per_hour * hours, None)
+    best = billed[0]
+    return Cost(best.provider, best.usd_per_hour, best.usd_per_hour * hours, best.priced_on)
 
 
 # --- warnings -----------------------------------------------------------------------------------------------------

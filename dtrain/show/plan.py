@@ -124,6 +124,9 @@ def _run(plan: Plan) -> RenderableType:
     table.add_row("schedule", f"{schedule.steps:,} steps, {count(schedule.tokens)} tokens ({plan.counts.source})")
     table.add_row("speed", _speed(plan))
     table.add_row("time", duration(plan.hours * 3600))
+    if plan.cost is not None:
+        where = ", ".join(part for part in (plan.cost.provider, plan.cost.priced_on) if part)
+        table.add_row("cost", f"{dollars(plan.cost.total)} at {dollars(plan.cost.usd_per_hour)}/h ({where})")
     table.add_row("layouts", f"{plan.layouts:,} were compared")
     return Group(Text("The run", "bold"), table)
 
