@@ -201,7 +201,8 @@ def attempt(make: Callable[P, T], *given: P.args, **named: P.kwargs) -> T | RowP
 def field(row: Row, column: str, key: str) -> str:
     """A column that must be there and hold text. `key` is the key of the config that names it."""
     if column not in row:
-        raise RowProblem(f"there is no column {column!r}; the columns are {columns(row)}", key=key, fix=_near(row, key))
+        words = f"there is no column {column!r}; the columns are {columns(row)}"
+        raise RowProblem(words, key=key, fix=_near(row, key, column))
     if row[column] is None:
         raise RowProblem(f"the column {column!r} is empty (null)", key=key, fix="fill it, or delete these rows")
     return _as_text(row[column], column, key)
@@ -245,8 +246,9 @@ def _as_text(value: Any, column: str, key: str) -> str:
     raise RowProblem(f"the column {column!r} holds {type(value).__name__}, not text", key=key)
 
 
-def _near(row: Row, key: str) -> str:
+def _near(row: Row, key: str, column: str) -> str:
     import difflib
 
-    near = difflib.get_close_matches(key.removeprefix("field_"), row, n=1) or list(row)[:1]
+    alike = [difflib.get_close_matches(word, row, n=1) for word in (column, key.removeprefix("field_"))]
+    near = next((found for found in alike if found), list(row)[:1])
     return f"{key}: {near[0]}" if near else "give the rows this column"

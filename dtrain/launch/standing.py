@@ -7,9 +7,10 @@ import socket
 import time
 from dataclasses import asdict, dataclass
 
+from dtrain.errors import BadInput
 from dtrain.files import write_json
 from dtrain.launch.api import RunState, Status
-from dtrain.launch.ending import Ending, read_or_none
+from dtrain.launch.ending import Ending, last_checkpoint, read_or_none
 from dtrain.launch.process import boot_id, is_alive, look
 from dtrain.paths import RunPaths
 

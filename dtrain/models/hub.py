@@ -63,7 +63,7 @@ def _candidates(base_model: str, config_dir: Path | None) -> list[str]:
 
 def _no_such_folder(base_model: str, config_dir: Path | None) -> BadInput:
     exists = any(os.path.isdir(folder) for folder in _candidates(base_model, config_dir))
-    near = nearest_names(base_model)
+    near = _folders_alike(base_model, config_dir) or nearest_names(base_model)
     return BadInput(
         "this folder has no config.json" if exists else "there is no such folder, and it is no hub name either",
         key="base_model",
@@ -73,6 +73,15 @@ def _no_such_folder(base_model: str, config_dir: Path | None) -> BadInput:
         if near
         else "paths are taken from the working directory and from the YAML's folder",
     )
+
+
+def _folders_alike(said: str, config_dir: Path | None) -> list[str]:
+    """Folders with a model that stand beside the one that was said, and are called nearly so."""
+    import difflib
+
+    beside = [base / Path(said).expanduser().parent for base in (Path(), *([config_dir] if config_dir else []))]
+    found = {path.parent.name: path.parent for folder in beside for path in folder.glob("*/config.json")}
+    return [str(found[name]) for name in difflib.get_close_matches(Path(said).name, found, n=1)]
 
 
 # --- files --------------------------------------------------------------------------------------------------------

@@ -12,13 +12,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from dtrain.errors import DtrainError, RunFailed
+from dtrain.errors import BadInput, DtrainError, RunFailed
 from dtrain.files import read_json
 from dtrain.launch import begin
 from dtrain.launch.api import Status
 from dtrain.launch.ending import Ending, last_checkpoint, read_or_none
 from dtrain.launch.registry import Entry
 from dtrain.launch.runlogs import last_lines
+from dtrain.launch.standing import never_began
 from dtrain.paths import RunPaths
 from dtrain.units import duration
 
@@ -141,6 +142,11 @@ def _print_failure(entry: Entry, paths: RunPaths, status: Status, console: Conso
     if details:
         console.print(Text("\n".join(details), style="dim"), soft_wrap=True)
     console.print(Text(f"The run failed: {error}", style="bold red"), soft_wrap=True)
+    for other in _other_mistakes(paths):
+        console.print(Text(f"And: {other}", style="bold red"), soft_wrap=True)
+    if never_began(paths):
+        console.print("Put this right and launch it again: the folder is free.")
+        return
     commands = {f"dtrain logs {entry.id}": "all it said"}
     _print_next(console, commands | _resume_commands(entry, paths))
 
@@ -154,6 +160,12 @@ def failure_of(paths: RunPaths, status: Status) -> DtrainError:
     error = RunFailed(status.reason or str(told.get("message")), **known)
     error.exit_code = status.exit_code or 1
     return error
+
+
+def _other_mistakes(paths: RunPaths) -> list[BadInput]:
+    """What else the data preparation found beside the first mistake."""
+    told = (_error_file(paths) or {}).get("errors") or []
+    return [BadInput(**{name: value for name, value in one.items() if name != "code"}) for one in told[1:]]
 
 
 def _error_file(paths: RunPaths) -> Mapping[str, Any] | None:
