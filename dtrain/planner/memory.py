@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from dtrain.planner.activations import NO_LAYER, ActivationKey, LayerBytes, layer_bytes, norm_saved, norm_working
+from dtrain.planner.activation_key import ActivationKey
+from dtrain.planner.activations import NO_LAYER, LayerBytes, layer_bytes
 from dtrain.planner.logits import evaluation_positions, loss_bytes
+from dtrain.planner.norm_bytes import norm_saved, norm_working
 from dtrain.planner.setup import DTYPE_BYTES, Setup
 from dtrain.planner.states import States
 from dtrain.units import GIB

@@ -1,0 +1,103 @@
+"""Attention: what it keeps for backward and what its backward needs, in bytes per token."""
+
+from __future__ import annotations
+
+from dtrain.models.facts import Layer, ModelFacts
+from dtrain.planner.activation_key import ActivationKey, parts_of
+from dtrain.planner.norm_bytes import norm_saved
+
+WITHOUT_ROTARY = frozenset({"gpt2", "opt", "bloom", "mpt", "gpt_bigcode"})
+PARTLY_ROTARY = frozenset({"phi", "stablelm", "gpt_neox", "gptj"})
+"""Families whose defaults rotate only a part of each head; other configs say `partial_rotary_factor`."""
+OWN_ATTENTION = frozenset({"bloom"})
+"""Families that compute scores themselves, whatever back end is asked for."""
+LATENT_ATTENTION = frozenset({"deepseek_v2", "deepseek_v3"})
+"""Keys and values of different widths: torch's flash kernel on a CPU has no such shape."""
+
+
+def attention_saved(key: ActivationKey, layer: Layer) -> float:
+    """Of one block: its input for the projections, q, k, v, the output, and what the softmax needs."""
+    facts, tp = key.facts, key.tensor_parallel
+    query, key_value = facts.heads * facts.head_dim / tp, facts.kv_heads * facts.head_dim / tp
+    parts = parts_of(facts, layer)
+    kept = facts.hidden_size * key.keeps_input(*parts.attention)
+    kept += key.width * (query + 2 * key_value) + attention_core(key) / tp
+    if facts.qk_norm != "none":
+        kept += (query + key_value) * norm_saved(key)
+    if len(parts.attention) == 1 and facts.family not in WITHOUT_ROTARY:
+        kept += key.width * (query + key_value)  # v is a view into the fused product, which stays whole
+    copies = int(key.ulysses or _documents_apart(key)) + int(partly_rotary(facts))
+    copies += int(not key.trained and key.frozen_keeps and key.quantised)
+    kept += copies * key.width * query  # the output again: from the all-to-all, joined, or laid out for o_proj
+    return kept + _band(key, layer)
+
+
+def _documents_apart(key: ActivationKey) -> bool:
+    """dtrain's sdpa goes document by document and joins the outputs."""
+    return key.packed and key.attention == "sdpa"
+
+
+def partly_rotary(facts: ModelFacts) -> bool:
+    """Heads that are rotated in part are put together again in another layout, so the output is copied for o_proj."""
+    share = facts.config.get("partial_rotary_factor", facts.config.get("rotary_pct"))
+    return share < 1 if isinstance(share, int | float) else facts.family in PARTLY_ROTARY
+
+
+def attention_core(key: ActivationKey) -> float:
+    """The output and what is kept to differentiate the softmax: a log-sum-exp a head, or whole score matrices."""
+    facts = key.facts
+    output = key.width * facts.heads * facts.head_dim
+    scores = score_bytes(key)
+    if not scores:
+        return output + 4 * facts.heads
+    groups = facts.heads // max(1, facts.kv_heads)
+    repeated = 2 * key.width * facts.kv_heads * facts.head_dim * (groups - 1)
+    return output + repeated + scores * facts.heads * key.window
+
+
+def _band(key: ActivationKey, layer: Layer) -> float:
+    """A narrow window is a mask for torch's sdpa, kept in the compute type: window² per block, whatever the heads."""
+    narrow = layer.attention_window is not None and layer.attention_window < key.window
+    masked = narrow and key.attention in ("sdpa", "varlen") and not score_bytes(key)
+    return key.width * key.window if masked else 0.0
+
+
+def score_bytes(key: ActivationKey) -> float:
+    """Bytes kept per score where whole score matrices exist; 0 where a kernel never makes them."""
+    if key.attention in ("sdpa", "varlen") and softcapped(key.facts):
+        return 4 + 3 * key.width  # tanh, the capped scores, the fp32 softmax and its 16-bit copy
+    if key.attention == "eager" or key.facts.family in OWN_ATTENTION:
+        return 4 + key.width
+    if key.on_cpu and (attention_dropout(key.facts) > 0 or key.facts.family in LATENT_ATTENTION):
+        return 4 + 4 * key.width  # torch's CPU flash kernel has neither: its plain formula runs
+    return 0.0
+
+
+def softcapped(facts: ModelFacts) -> bool:
+    """Gemma 2's cap, for which only FlashAttention has a kernel."""
+    default = 50.0 if facts.family == "gemma2" else None
+    return bool(facts.config.get("attn_logit_softcapping", default))
+
+
+def attention_dropout(facts: ModelFacts) -> float:
+    default = 0.1 if facts.family == "gpt2" else 0.0
+    return float(facts.config.get("attn_pdrop", facts.config.get("attention_dropout", default)) or 0.0)
+
+
+def attention_working(key: ActivationKey) -> float:
+    """Gradients of q, k, v and the output; on a GPU, flash kernels sum dq in fp32 and dk, dv per query head."""
+    facts, tp = key.facts, key.tensor_parallel
+    query, key_value = facts.heads * facts.head_dim / tp, facts.kv_heads * facts.head_dim / tp
+    gradients = key.width * (facts.hidden_size + 2 * query + 2 * key_value)
+    if not key.on_cpu:
+        gradients += 4 * query + (2 * key.width * query if facts.kv_heads < facts.heads else 0.0)
+    if key.ulysses:  # sent and received copies of the all-to-alls
+        gradients += 2 * key.width * (query + 2 * key_value)
+    return gradients + scores_working(key)
+
+
+def scores_working(key: ActivationKey) -> float:
+    """Gradients of score matrices, where attention makes them."""
+    if not score_bytes(key):
+        return 0.0
+    return (key.width + 8) * key.facts.heads * key.window / key.tensor_parallel
