@@ -31,7 +31,7 @@ def _columns(curve: Curve, first: int, last: int, width: int) -> dict[int, float
     found: dict[int, list[float]] = {}
     for step, value in curve:
         if value == value and abs(value) != float("inf"):
-            found.setdefault((step - first) * (width - 1) // (last - first), []).append(value)
+            found.setdefault(round((step - first) * (width - 1) / (last - first)), []).append(value)
     return {column: sum(values) / len(values) for column, values in found.items()}
 
 
@@ -41,8 +41,13 @@ def _row(value: float, low: float, high: float, height: int) -> int:
     return round((1 - share) * (height - 1))
 
 
+def _label(value: float) -> str:
+    """Eight characters."""
+    return f"{value:8.3f}" if abs(value) < 1000 else f"{value:8.2g}"
+
+
 def _with_axes(cells: list[list[str]], low: float, high: float, first: int, last: int, two: bool) -> list[str]:
-    labels = [f"{high:8.3f}", *[" " * 8] * (len(cells) - 2), f"{low:8.3f}"]
+    labels = [_label(high), *[" " * 8] * (len(cells) - 2), _label(low)]
     lines = [f"{label} │{''.join(row).rstrip()}" for label, row in zip(labels, cells, strict=True)]
     width = len(cells[0])
     ends = f"step {first}", str(last)

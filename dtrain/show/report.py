@@ -177,10 +177,10 @@ def _error_file(paths: RunPaths) -> Mapping[str, Any] | None:
 
 
 def _details(paths: RunPaths) -> list[str]:
-    """The traceback, or the end of the log that tells most. Nothing where a person's mistake was named (code 2)."""
+    """The traceback, or the end of the log that tells most. Nothing where the error itself says what to do."""
     told = _error_file(paths)
     if told is not None:
-        return [] if told.get("code") == 2 else str(told.get("traceback") or "").splitlines()
+        return [] if told.get("code") == 2 or told.get("fix") else str(told.get("traceback") or "").splitlines()
     ending = Ending.read(paths)
     log = paths.rank_log(ending.rank) if ending is not None and ending.rank is not None else paths.launch_log
     return [f"--- the end of {_near(log)}", *(last_lines(log, LOG_LINES) or ["(it said nothing)"]), *_complaints(paths)]
