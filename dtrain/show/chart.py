@@ -14,8 +14,8 @@ PLAIN = str.maketrans({TRAIN: ".", HELD_OUT: "o", "│": "|", "└": "+", "─":
 
 def loss_chart(train: Curve, held_out: Curve, width: int = 60, height: int = 8) -> list[str]:
     """Lines of a chart, `width` cells of curve and an axis; empty with fewer than two points."""
-    values = [value for _, value in (*train, *held_out) if value == value and abs(value) != float("inf")]
-    steps = [step for step, _ in (*train, *held_out)]
+    values = [value for _, value in (*train, *held_out) if _drawable(value)]
+    steps = [step for step, value in (*train, *held_out) if _drawable(value)]
     if len(values) < 2 or min(steps) == max(steps):
         return []
     low, high = min(values), max(values)
@@ -26,11 +26,16 @@ def loss_chart(train: Curve, held_out: Curve, width: int = 60, height: int = 8) 
     return _with_axes(cells, low, high, min(steps), max(steps), bool(held_out))
 
 
+def _drawable(value: float) -> bool:
+    """A number; not a NaN, nor what a diverged run logs."""
+    return abs(value) < 1e30
+
+
 def _columns(curve: Curve, first: int, last: int, width: int) -> dict[int, float]:
     """Column → mean of the values that fall into it."""
     found: dict[int, list[float]] = {}
     for step, value in curve:
-        if value == value and abs(value) != float("inf"):
+        if _drawable(value):
             found.setdefault(round((step - first) * (width - 1) / (last - first)), []).append(value)
     return {column: sum(values) / len(values) for column, values in found.items()}
 
@@ -43,7 +48,9 @@ def _row(value: float, low: float, high: float, height: int) -> int:
 
 def _label(value: float) -> str:
     """Eight characters."""
-    return f"{value:8.3f}" if abs(value) < 1000 else f"{value:8.2g}"
+    if abs(value) < 1000:
+        return f"{value:8.3f}"
+    return f"{value:8.1f}" if abs(value) < 100_000 else f"{value:8.1g}"
 
 
 def _with_axes(cells: list[list[str]], low: float, high: float, first: int, last: int, two: bool) -> list[str]:
