@@ -45,6 +45,7 @@ def test_it_trains_and_the_courses_script_runs_on_it(tmp_path: Path) -> None:
         )
     assert done.code == 0, done.out + done.err
     assert served.unknown == []
+    assert "pad_token" not in json.loads((tmp_path / "hub" / "model" / "tokenizer_config.json").read_text())
     run = place.run("models/TinyLlama_Storyteller")
     config = run.config.read_text()
     assert "sequence_len: 1024" in config

@@ -1,0 +1,68 @@
+"""Commands that only plan start no heavy library; what `preview` counts is what trains."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dtrain import assets
+from tests.e2e.cli import Place, metrics
+
+HEAVY = {"torch", "transformers", "deepspeed", "datasets", "numpy", "wandb", "pandas", "pyarrow"}
+STORYTELLER = str(assets.root() / "configs" / "storyteller.yaml")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("plan", STORYTELLER, "--profile", "a100x8"),
+        ("plan", STORYTELLER, "--profile", "a100x8", "--json"),
+        ("launch", STORYTELLER, "--profile", "cpux1", "--dry-run", "--set", "output_dir=./out"),
+        ("config", "show", STORYTELLER),
+        ("profiles",),
+        ("runs",),
+    ],
+    ids=lambda arguments: " ".join(word for word in arguments if word != STORYTELLER),
+)
+def test_nothing_heavy_is_imported(place: Place, arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "dtrain", *arguments],
+        cwd=place.folder, env=place.environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "click" in imported  # the list is one
+    assert {name for name in imported if name.partition(".")[0] in HEAVY} == set()
+    assert not (place.folder / "out").exists()
+
+
+def test_help_is_quicker_than_importing_torch(place: Place) -> None:
+    def seconds(*command: str) -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *command], env=place.environment(), check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    assert min(seconds("-m", "dtrain", "--help") for _ in range(3)) < seconds("-c", "import torch") / 3
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("e2e")
+def test_what_preview_counts_is_what_trains_packed(place: Place) -> None:
+    """And what a mistake in the data left does not stand in the way: the same command works once it is put right."""
+    packed = ("--set", "sample_packing=true", "--set", "max_steps=null")
+    launch = ("launch", "tiny.yaml", "--profile", "cpux1", *packed)
+    failed = place.dtrain(*launch, "--set", "datasets[0].type.field_output=story")
+    assert failed.code == 2
+    assert "launch it again: the folder is free" in failed.out
+    counted = place.dtrain("preview", "tiny.yaml", "--json", *packed).document["report"]["train"]
+    done = place.dtrain(*launch)
+    assert done.code == 0, done.out + done.err
+    assert [run["state"] for run in place.dtrain("runs", "--json").document["runs"]] == ["done"]
+    lines = metrics(place.run("out"))
+    assert sum(line["tokens"] for line in lines) == counted["tokens"] == lines[-1]["tokens_seen"]
+    assert sum(line["trained_tokens"] for line in lines) == counted["trained_tokens"]
+    assert place.run("out").loss_plot.exists()
