@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.planner_accuracy import HELD_OUT
 from benchmarks.published import NotStated, published, setup_of, source_of
-from dtrain.planner import collectives, efficiency, throughput, traffic
+from dtrain.planner import collectives, efficiency, kernels, throughput, traffic
 from dtrain.planner.setup import Setup
 
 ROUNDS = 20
@@ -75,7 +75,7 @@ def fitting_rows() -> list[tuple[Setup, float]]:
 
 
 def loss_of(rows: list[tuple[Setup, float]], written: Mapping[Constant, float]) -> float:
-    for cached in (throughput.passes, efficiency.rates_of, traffic.layer_traffic, collectives.link_over):
+    for cached in (kernels.passes, efficiency.rates_of, traffic.layer_traffic, collectives.link_over):
         cached.cache_clear()
     errors = [math.log(throughput.estimate_time(setup).tokens_per_second_per_gpu / rate) for setup, rate in rows]
     misfit: float = sum(min(abs(error), LARGE_ERROR) ** 1.3 for error in errors) / len(errors)

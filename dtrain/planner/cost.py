@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 
 from dtrain.config.schema import Config
+from dtrain.planner.kernels import BlockKey, head_seconds, passes
 from dtrain.planner.setup import DTYPE_BYTES, Setup
-from dtrain.planner.throughput import BlockKey, head_seconds, passes
 
 PROCESS_START_SECONDS = 20.0
 """torchrun, imports and process groups of several ranks: 13 to 20 s measured on a CPU machine (stack_facts.md)."""

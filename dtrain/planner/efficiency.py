@@ -59,6 +59,8 @@ ATTENTION_SHARE: Mapping[str, float] = {
 wgmma's). FA2: 190 of 312 on A100 (arXiv 2307.08691, figures 5 to 7); sdpa and varlen run the same kernel; flex: torch's
 blog, about 85 % of FA2; FA3: 500 to 550 of 989 (arXiv 2407.08608, figures 5 and 6), less what the power limit takes;
 triton: the kernel of FlashAttention's first generation that MPT ships (fitted)."""
+OLD_CARDS_ATTENTION_SHARE = 0.35
+"""FlashAttention 2 needs Ampere; V100 and T4 run torch's memory-efficient kernel (assumed)."""
 BACKWARD_ATTENTION_FLOPS = 2.5
 """Five matmuls backward to two forward (arXiv 2307.08691, section 4.1)."""
 ATTENTION_HALF_WINDOW = 600
@@ -113,28 +115,26 @@ def best_tflops(gpu: Gpu, dtype: str) -> float:
 def rates_of(gpu: Gpu, dtype: str) -> Rates:
     """`dtype` is what the matmuls run in: bf16, fp16, tf32, fp32, fp8."""
     major = gpu.compute_capability[0] if gpu.compute_capability else 0
-    sustained = SUSTAINED_SHARE.get(major, 1.0) * 1e12
-    matmul = (
-        sustained
-        * USUAL_SHAPE_SHARE
-        * best_tflops(gpu, dtype)
-        * (FP8_SHARE if dtype == "fp8" and gpu.tflops.get("fp8") else 1.0)
-    )
-    peak = gpu.tflops.get("bf16") or gpu.tflops.get("fp16") or matmul / sustained
+    share = SUSTAINED_SHARE.get(major, 1.0) * USUAL_SHAPE_SHARE
+    if dtype == "fp8" and gpu.tflops.get("fp8"):
+        share *= FP8_SHARE
+    peak = gpu.tflops.get("bf16") or gpu.tflops.get("fp16") if gpu.compute_capability else None  # AMD's is far off
     return Rates(
-        matmul=matmul,
+        matmul=1e12 * share * best_tflops(gpu, dtype),
         wave_elements=float(TILE_ELEMENTS * multiprocessors(gpu)) if gpu.name != "cpu" else 0.0,
         memory=MEMORY_SHARE * 1e9 * gpu.memory_gb_per_s,
-        legacy_matmul=1e12 * LEGACY_MMA_TFLOPS.get(major, peak),
+        legacy_matmul=1e12 * LEGACY_MMA_TFLOPS.get(major, peak or best_tflops(gpu, "bf16")),
     )
 
 
 def attention_rate(gpu: Gpu, kernel: str, head_dim: int, context: float) -> float:
     """FLOP/s of a fused attention kernel at a mean causal context (half the window), half the scores counted."""
-    hopper = gpu.compute_capability is not None and gpu.compute_capability[0] == 9
-    if kernel == "flash_attention_3" and not hopper:  # it runs there only; elsewhere its older brother does
+    major = gpu.compute_capability[0] if gpu.compute_capability else None
+    if kernel == "flash_attention_3" and major != 9:  # it runs there only; elsewhere its older brother does
         kernel = "flash_attention_2"
     share = ATTENTION_SHARE.get(kernel, ATTENTION_SHARE["sdpa"])
+    if major is not None and major < 8:
+        share = OLD_CARDS_ATTENTION_SHARE
     peak = 1e12 * (gpu.tflops.get("bf16") or gpu.tflops.get("fp16") or gpu.tflops.get("fp32") or 0.1)
     top = peak if kernel == "flash_attention_3" else min(rates_of(gpu, "bf16").legacy_matmul, peak)
     by_dim = head_dim / (head_dim + HEAD_DIM_HALF) * (128 + HEAD_DIM_HALF) / 128

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from dtrain.planner.collectives import link_over
 from dtrain.planner.efficiency import best_tflops, multiprocessors, rates_of
+from dtrain.planner.kernels import mean_context
+from dtrain.planner.optimizer_time import gradients_to_host, optimizer_seconds
 from dtrain.planner.optimizers import optimizer_spec
 from dtrain.planner.setup import AdapterSpec, Dtypes, Setup
-from dtrain.planner.throughput import estimate_time, mean_context, optimizer_seconds, weight_bytes
+from dtrain.planner.throughput import estimate_time, weight_bytes
 from tests.planner.layouts import layout
 
 LORA = AdapterSpec("lora", 16, frozenset({"q_proj", "k_proj", "v_proj", "o_proj"}))
@@ -149,6 +151,21 @@ def test_a_fused_optimizer_moves_the_bytes_once() -> None:
     # bf16 weights, fp32 masters, fp32 summed gradients: 2·4 + 2·8 + 4 in the step, 4 + 2 to copy the weights back
     bytes_moved = 8_030_261_248 * (28 + 6)
     assert optimizer_seconds(fused) == pytest.approx(bytes_moved / (0.85 * 3350e9), rel=1e-6)
+
+
+def test_muon_pays_for_its_matmuls() -> None:
+    adam, muon = (layout(optimizer=optimizer_spec(name)) for name in ("adamw_torch", "muon"))
+    assert optimizer_seconds(muon) > 2 * optimizer_seconds(adam)
+
+
+def test_offloaded_gradients_travel_with_every_micro_batch() -> None:
+    once = layout(offload_optimizer="cpu", sharding="zero3", accumulation=1)
+    often = replace(once, accumulation=8)
+    assert gradients_to_host(once) == 0  # only the step's own transfer
+    shard = 4 * 8_030_261_248 / 8  # fp32 sums
+    assert gradients_to_host(often) == pytest.approx(
+        shard * (2 - 1 / 8) / 25e9
+    )  # eight cards share the host's 200 GB/s
 
 
 def test_frozen_weights_travel_as_they_are_held() -> None:
