@@ -19,7 +19,16 @@ from types import FrameType
 from dtrain.errors import DtrainError
 from dtrain.files import read_json
 from dtrain.launch import guard
-from dtrain.launch.ending import DONE, FAILED, INTERRUPTED, Ending, last_checkpoint, put_aside, step_reached
+from dtrain.launch.ending import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    Ending,
+    last_checkpoint,
+    put_aside,
+    read_or_none,
+    step_reached,
+)
 from dtrain.launch.process import adopt_orphans, die_with_parent, end_run_processes, send
 from dtrain.launch.ranks import Ranks, first_failure, how_it_ended, was_interrupted
 from dtrain.launch.spec import LaunchSpec, environment, with_free_port
@@ -178,7 +187,7 @@ class Supervision:
             return None
         if not self.stop.asked:
             return None
-        if not self.ranks.seen:
+        if not self.ranks.seen or not has_begun(self.paths):
             return self._interrupted("stopped before training began")
         fresh = [rank.process for rank in self.ranks.alive if rank.process.pid not in self.told]
         send(fresh, signal.SIGTERM)
@@ -190,6 +199,12 @@ class Supervision:
         step = step_reached(self.paths)
         kept = f"the checkpoint of step {saved} is kept" if saved is not None else "no checkpoint was saved yet"
         return Ending.now(self.paths, INTERRUPTED, f"{how} at step {step}; {kept}")
+
+
+def has_begun(paths: RunPaths) -> bool:
+    """Whether there may be something to save: before, nobody needs to wait for libraries to load."""
+    state = read_or_none(paths.state)
+    return state is not None and state.get("stage") not in ("starting", "loading")
 
 
 def supervise(paths: RunPaths, spec: LaunchSpec, stop: StopRequests) -> Ending:
