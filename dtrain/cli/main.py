@@ -110,6 +110,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except click.exceptions.Abort:
         sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:  # a group typed alone: its help is the answer
+        click.echo(error.ctx.get_help() if error.ctx is not None else "dtrain --help")
+        sys.exit(0)
     except click.ClickException as error:
         tell(BadInput(error.format_message(), fix=_usage_hint(error)), "--json" in args)
         sys.exit(2)
