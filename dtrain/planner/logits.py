@@ -74,21 +74,30 @@ def _fused(setup: Setup) -> LossBytes:
 
 
 def _chunked(setup: Setup) -> LossBytes:
-    """dtrain/train/loss.py: one chunk of logits, its fp32 copy, softmax and gradient; the weight's gradient in fp32."""
+    """dtrain/train/loss.py: one chunk of logits and its fp32 copy, which softmax and gradient overwrite; the weight's
+    gradient in fp32."""
     width = DTYPE_BYTES[setup.dtypes.compute]
     hidden, vocabulary = setup.facts.hidden_size, _vocabulary(setup)
     positions = setup.trained_positions
-    chunk = min(positions, setup.cross_entropy_chunk_tokens) * vocabulary
-    copy = 4.0 if width < 4 else 0.0
+    chunk_rows = min(positions, setup.cross_entropy_chunk_tokens)
+    chunk = chunk_rows * vocabulary
     matrix = vocabulary * hidden if head_is_trained(setup) else 0.0
     kept = positions * hidden * width + 4 * matrix
-    several = positions > setup.cross_entropy_chunk_tokens  # the chunk before is freed as this one replaces it
-    softmax = chunk * (12 if copy or several else 8)
-    product = chunk * (width + copy + width) + (width * matrix if copy else 0)
+    logits = chunk * ((width + 4 if width < 4 else 4) + (4 if shapes_logits(setup) else 0))
+    product = (chunk + matrix) * width if width < 4 else chunk * width
     return LossBytes(
-        forward=kept + positions * hidden * width + max(softmax, product),
-        backward=kept + (width * matrix if copy else 0),
-        evaluation=min(evaluation_positions(setup), setup.cross_entropy_chunk_tokens) * vocabulary * (width + copy + 4),
+        forward=kept + positions * hidden * width + max(logits, product),
+        backward=kept + (width * matrix if width < 4 else 0),
+        evaluation=min(evaluation_positions(setup), setup.cross_entropy_chunk_tokens) * logits / max(1.0, chunk_rows),
+    )
+
+
+def shapes_logits(setup: Setup) -> bool:
+    """Models that cap or scale their logits need one more copy of them."""
+    config = setup.facts.config
+    default = 30.0 if setup.facts.family == "gemma2" else None
+    return bool(
+        config.get("final_logit_softcapping", default) or config.get("logit_scale") or config.get("logits_scaling")
     )
 
 

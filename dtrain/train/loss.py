@@ -36,23 +36,18 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         )
         total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
         for span in _spans(len(targets_N), chunks):
-            hidden_CH, targets_C = hidden_NH[span], targets_N[span]
-            raw_CV = torch.nn.functional.linear(hidden_CH, weight_VH, bias_V)
-            logits_CV = _shape_logits(raw_CV.float(), softcap, scale)
-            log_normalizer_C = logits_CV.logsumexp(dim=-1)
-            picked_C = logits_CV.gather(1, targets_C[:, None])[:, 0]
-            total += (log_normalizer_C - picked_C).sum()
-            if not wants_grad:
+            hidden_CH = hidden_NH[span]
+            loss, grad_CV = _cross_entropy(hidden_CH, weight_VH, bias_V, targets_N[span], softcap, scale, wants_grad)
+            total += loss
+            if grad_CV is None:
                 continue
-            grad_CV = (logits_CV - log_normalizer_C[:, None]).exp_()
-            grad_CV[torch.arange(len(targets_C), device=grad_CV.device), targets_C] -= 1.0
-            grad_CV = _unshape_gradient(grad_CV, logits_CV, softcap, scale).to(raw_CV.dtype)
             if grad_hidden is not None:
                 torch.mm(grad_CV, weight_VH, out=grad_hidden[span])
             if grad_weight is not None:
                 _add_product(grad_weight, grad_CV, hidden_CH)
             if grad_bias is not None:
                 grad_bias += grad_CV.float().sum(dim=0)
+            del grad_CV  # before the next chunk's logits are there
         ctx.gradients = (grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (weight_VH.dtype, None if bias_V is None else bias_V.dtype)
         return total
@@ -82,10 +77,35 @@ def _shape_logits(logits: Tensor, softcap: float | None, scale: float) -> Tensor
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
-def _unshape_gradient(grad: Tensor, shaped: Tensor, softcap: float | None, scale: float) -> Tensor:
-    if softcap is not None:
-        grad = grad * (1.0 - (shaped / softcap) ** 2)
-    return grad if scale == 1.0 else grad * scale
+def _slope(shaped: Tensor, softcap: float | None, scale: float) -> Tensor | float:
+    """The derivative of `_shape_logits`, by its result."""
+    return scale if softcap is None else (1.0 - (shaped / softcap).square_()) * scale
+
+
+def _cross_entropy(
+    hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_C: Tensor, softcap: float | None,
+    scale: float, wants_grad: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """A chunk's summed loss in fp32, and its gradient by the raw logits in their dtype.
+
+    Softmax and gradient take the place of the fp32 logits: one buffer, and each pass over it is one less to wait for.
+    """
+    raw_CV = torch.nn.functional.linear(hidden_CH, weight_VH, bias_V)
+    dtype = raw_CV.dtype
+    logits_CV = _shape_logits(raw_CV.float(), softcap, scale)
+    del raw_CV
+    slope = _slope(logits_CV, softcap, scale) if wants_grad else 1.0
+    logits_CV -= logits_CV.amax(dim=-1, keepdim=True)
+    picked_C = logits_CV.gather(1, targets_C[:, None])[:, 0]
+    sums_C = logits_CV.exp_().sum(dim=-1)
+    loss = (sums_C.log() - picked_C).sum()
+    if not wants_grad:
+        return loss, None
+    logits_CV /= sums_C[:, None]
+    logits_CV[torch.arange(len(targets_C), device=logits_CV.device), targets_C] -= 1.0
+    if softcap is not None or scale != 1.0:
+        logits_CV *= slope
+    return loss, logits_CV.to(dtype)
 
 
 def _add_product(total_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor) -> None:
