@@ -17,6 +17,7 @@ from dtrain.config.origins import Loaded
 from dtrain.errors import BadInput
 from dtrain.hardware.prices import Price, prices
 from dtrain.planner.rent import Limits, Option, Rent, hours_of, profiles_to_try, rent, repriced, shortfall
+from dtrain.show.rent import chosen_rows
 from tests.planner.layouts import facts
 
 TEXT = """\
@@ -215,3 +216,10 @@ def test_a_typo_is_bad_input(file: Path) -> None:
     assert dtrain("rent", str(file), "--within", "soon").returncode == 2
     assert dtrain("rent", str(file), "--max-cost", "much").returncode == 2
     assert dtrain("rent", str(file.with_name("no.yaml"))).returncode == 2
+
+
+def test_the_table_shows_the_whole_front(loaded: Loaded) -> None:
+    options = told(loaded, table=prices()).options
+    shown = chosen_rows(options, most=3)
+    assert [option for option in shown if option.on_front] == [option for option in options if option.on_front]
+    assert len(chosen_rows(options)) < len(options)
