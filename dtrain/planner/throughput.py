@@ -34,11 +34,11 @@ from dtrain.planner.setup import DTYPE_BYTES, NF4_DOUBLE_QUANT_BYTES, Setup
 CONTENTION = 0.11
 """Share of a collective's time that the kernels beside it lose: NCCL takes multiprocessors and bandwidth (fitted)."""
 PREFETCH_SHARE: Mapping[str, float] = MappingProxyType({"zero3": 0.85, "fsdp2": 0.95})
-"""Of a pass's kernels that gathers can hide behind: DeepSpeed prefetches some elements, FSDP the whole next block."""
+"""Of a pass's kernels that gathers can hide behind: DeepSpeed prefetches some elements, FSDP a block (assumed)."""
 BACKWARD_SHARE = 0.6
 """Of a micro-batch's kernels: two thirds, less the first layers', whose gradients come last."""
 STEP_OVERHEAD_SECONDS = 4e-3
-"""Of a step outside the kernels: the next batch, the scheduler, the loss that is fetched (fitted)."""
+"""Of a step outside the kernels: the next batch, the scheduler, the loss that is fetched (assumed; dtrain fetches it on logged steps only)."""
 STRAGGLER_PER_DOUBLING = 0.004
 """Everybody waits for the slowest: step time grows by this share with each doubling of nodes (fitted)."""
 
@@ -63,7 +63,7 @@ def estimate_time(setup: Setup) -> StepTime:
     parts["optimizer"] = optimizer_seconds(setup)
     parts["offload"] += offload_seconds(setup)
     boundary = _boundary_collectives(setup)
-    last_backward = BACKWARD_SHARE * (sum(micro.values()) - micro["collectives"])
+    last_backward = BACKWARD_SHARE * (sum(micro.values()) - micro["collectives"] - micro["offload"])
     parts["collectives"] += _exposed(boundary.overlapped, last_backward) + boundary.alone
     stragglers = STRAGGLER_PER_DOUBLING * _doublings(setup.profile.nodes)
     parts["other"] = STEP_OVERHEAD_SECONDS + stragglers * sum(parts.values())
