@@ -54,7 +54,7 @@ def _loaded(text: str, name: str, file: Path | None, sets: Sequence[str]) -> Loa
             tree = with_flag(tree, said)
         except BadInput as error:
             errors.append(error)
-    return from_tree(tree, errors, file)
+    return replace(from_tree(tree, errors, file), sets=tuple(sets))
 
 
 def tree_of(text: str, name: str) -> tuple[Node, list[BadInput]]:

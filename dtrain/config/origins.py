@@ -51,6 +51,8 @@ class Loaded:
     notes: tuple[str, ...]
     """For all to see: keys that were read and change nothing, aliases taken, batch arithmetic."""
     file: Path | None
+    sets: tuple[str, ...] = ()
+    """The `--set` flags as typed, so that a command we propose can repeat them."""
 
     def origin(self, path: str) -> Origin:
         return self.origins.get(path, DEFAULT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,12 +56,12 @@ def ways_out(plan: Plan, loaded: Loaded, facts: ModelFacts, most: int = 3) -> li
     found: list[Way] = []
     seen: set[str] = set()
     if plan.fits:
-        found.append(_without_reserve(plan))
+        found.append(_without_reserve(plan, loaded.sets))
     for one in _tries(plan, loaded):
         fitting = None if one.kind in seen else _planned(one, loaded, facts, plan.counts)
         if fitting is not None:
             seen.add(one.kind)
-            found.append(_way(one, plan, fitting))
+            found.append(_way(one, plan, fitting, loaded.sets))
         if len(found) == most:
             break
     return found
@@ -82,18 +82,23 @@ def require_fit(plan: Plan, loaded: Loaded, facts: ModelFacts) -> None:
     )
 
 
-def _without_reserve(plan: Plan) -> Way:
+def _without_reserve(plan: Plan, said: Sequence[str]) -> Way:
     """The layout itself, every figure of it said by the person."""
     choice = plan.choice
     pinned = {key: getattr(choice, key) for key in (*MEMORY_KEYS, "micro_batch_size")}
     pinned["global_batch_size"] = choice.global_batch_size
     for key in ("batch_size", "gradient_accumulation_steps"):
         pinned[key] = None
-    return Way("insist, without the reserve", "it may run out of memory", _command(plan.config, plan.profile, pinned))
+    command = _command(plan.config, plan.profile, pinned, said)
+    return Way("insist, without the reserve", "it may run out of memory", command)
 
 
-def _command(config: str, profile: Profile, sets: Mapping[str, Any]) -> str:
-    flags = "".join(f" --set {shlex.quote(f'{key}={_yaml(value)}')}" for key, value in sets.items())
+def _command(config: str, profile: Profile, sets: Mapping[str, Any], said: Sequence[str]) -> str:
+    """The command to paste. `said`: the person's own flags, repeated where the way out does not overrule them."""
+    kept = [flag for flag in said if flag.partition("=")[0].strip() not in sets]
+    flags = "".join(
+        f" --set {shlex.quote(flag)}" for flag in [*kept, *(f"{key}={_yaml(value)}" for key, value in sets.items())]
+    )
     return f"dtrain plan {shlex.quote(config)} --profile {shlex.quote(profile.name)}{flags}"
 
 
@@ -168,13 +173,13 @@ def _planned(one: _Try, loaded: Loaded, facts: ModelFacts, known: DataCounts) ->
     return plan if plan.within_headroom else None
 
 
-def _way(one: _Try, plan: Plan, fitting: Plan) -> Way:
+def _way(one: _Try, plan: Plan, fitting: Plan, said: Sequence[str]) -> Way:
     ratio = fitting.hours / plan.hours
     pace = f"{duration(fitting.hours * 3600)} in all, {ratio:.1f}x the time" if plan.hours > 0 else ""
     return Way(
         one.change,
         f"{one.loss}; {pace}; peak {fitting.memory.peak:.1f} GiB",
-        _command(plan.config, one.profile, one.sets),
+        _command(plan.config, one.profile, one.sets, said),
     )
 
 
