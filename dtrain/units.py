@@ -10,6 +10,13 @@ def gib(size_bytes: float) -> float:
     return size_bytes / GIB
 
 
+def memory(size_gib: float) -> str:
+    """`41 MiB`, `17.2 GiB`, `1,024 GiB`."""
+    if abs(size_gib) < 0.1:
+        return f"{size_gib * 1024:.0f} MiB" if abs(size_gib) * 1024 >= 9.5 else f"{size_gib * 1024:.1f} MiB"
+    return f"{size_gib:.2f} GiB" if abs(size_gib) < 10 else f"{size_gib:,.1f} GiB"
+
+
 def duration(seconds: float) -> str:
     """`12 s`, `3 min 20 s`, `4 h 05 min`, `2 d 3 h`."""
     whole = round(seconds)

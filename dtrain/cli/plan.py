@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dtrain.cli.options import file_argument, json_option, profile_option, set_option
+
+if TYPE_CHECKING:
+    from dtrain.planner.plan import Plan
+    from dtrain.planner.trace import TraceTerm
 
 
 @click.command("plan")
 @file_argument
 @profile_option(default="auto")
 @set_option
+@click.option(
+    "--trace", is_flag=True, help="Count the real model's tensors without a GPU (needs dtrain[train]; seconds)."
+)
 @json_option
-def command(file: Path, profile: str, sets: tuple[str, ...], as_json: bool) -> None:
+def command(file: Path, profile: str, sets: tuple[str, ...], trace: bool, as_json: bool) -> None:
     """Does it fit, how fast, how long, what does it cost: told before a cent is spent.
 
     \b
@@ -35,11 +43,20 @@ def command(file: Path, profile: str, sets: tuple[str, ...], as_json: bool) -> N
     facts = load_facts(loaded.config.base_model, revision=loaded.config.revision_of_model, config_dir=file.parent)
     plan = make_plan(loaded, resolve_profile(profile), facts)
     ways = [] if plan.accepted else ways_out(plan, loaded, facts)
+    terms = _traced(plan) if trace else []
     if as_json:
-        document = plan.as_json() | ({"ways_out": [way.as_json() for way in ways]} if ways else {})
+        document = plan.as_json()
+        document |= {"ways_out": [way.as_json() for way in ways]} if ways else {}
+        document |= {"trace": [term.as_json() for term in terms]} if trace else {}
         click.echo(json.dumps(document, indent=2))
     else:
         from dtrain.show.plan import print_plan
 
-        print_plan(plan, ways)
+        print_plan(plan, ways, terms)
     sys.exit(0 if plan.accepted else 3)
+
+
+def _traced(plan: Plan) -> list[TraceTerm]:
+    from dtrain.planner.trace import trace
+
+    return trace(plan.candidate.setup, plan.facts.config)

@@ -120,7 +120,12 @@ def inner_width(key: ActivationKey, layer: Layer) -> float:
 
 
 def forward_working(key: ActivationKey, layer: Layer) -> float:
-    """Beside its input, at the fullest moment of a block's forward without gradients: the MLP's inner tensors."""
-    inner = inner_width(key, layer) * (3 if key.facts.gated_mlp else 2)
-    tile = min(1.0, key.facts.hidden_size / key.window) if key.tiled_mlp else 1.0
-    return key.width * (2 * key.facts.hidden_size + inner * tile) + scores_working(key)
+    """Beside its input, at the fullest moment of a block's forward without gradients: MLP, norm or attention."""
+    facts = key.facts
+    inner = inner_width(key, layer) * (3 if facts.gated_mlp else 2)
+    tile = min(1.0, facts.hidden_size / key.window) if key.tiled_mlp else 1.0
+    mlp = key.width * (2 * facts.hidden_size + inner * tile) + _routing_saved(key, layer)
+    norm = norm_working(key) * facts.hidden_size
+    query, key_value = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    attention = key.width * (facts.hidden_size + (3 * query + 3 * key_value) / key.tensor_parallel)
+    return max(mlp, norm, attention + scores_working(key))

@@ -65,12 +65,12 @@ def _band(key: ActivationKey, layer: Layer) -> float:
 def score_bytes(key: ActivationKey) -> float:
     """Bytes kept per score where whole score matrices exist; 0 where a kernel never makes them."""
     if key.attention in ("sdpa", "varlen") and softcapped(key.facts):
-        return 4 + 3 * key.width  # tanh, the capped scores, the fp32 softmax and its 16-bit copy
+        return 4 + 2 * key.width  # tanh, the fp32 softmax and its 16-bit copy
     if key.attention == "eager" or key.facts.family in OWN_ATTENTION:
         return 4 + key.width
-    if key.on_cpu and (attention_dropout(key.facts) > 0 or key.facts.family in LATENT_ATTENTION):
-        return 4 + 4 * key.width  # torch's CPU flash kernel has neither: its plain formula runs
-    return 0.0
+    if key.on_cpu and attention_dropout(key.facts) > 0:  # torch's CPU flash kernel has no dropout: its formula runs
+        return 4 + 4 * key.width
+    return 2 * key.width if key.on_cpu and key.facts.family in LATENT_ATTENTION else 0.0
 
 
 def softcapped(facts: ModelFacts) -> bool:
@@ -100,4 +100,4 @@ def scores_working(key: ActivationKey) -> float:
     """Gradients of score matrices, where attention makes them."""
     if not score_bytes(key):
         return 0.0
-    return (key.width + 8) * key.facts.heads * key.window / key.tensor_parallel
+    return 2 * key.width * key.facts.heads * key.window / key.tensor_parallel

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dtrain.planner.batch import Batches
 from dtrain.planner.choose import DIMENSIONS, HEADROOM, HOST_HEADROOM, SAME_SPEED, Candidate, Search
 from dtrain.planner.pins import Space
+from dtrain.units import memory
 
 NAMES = {
     "zero_stage": "ZeRO stage",
@@ -35,17 +36,19 @@ def _worth_saying(best: Candidate, space: Space, name: str) -> bool:
 
 def _fit(best: Candidate) -> str:
     peak, capacity, profile = best.memory.peak, best.capacity_gib, best.setup.profile
-    place = f"peak {peak:.1f} GiB in {best.memory.peak_phase}"
-    host = f"{best.memory.host_memory_gib:.1f} of {profile.host_memory_gib:.1f} GiB of host memory per node"
+    place = f"peak {memory(peak)} in {best.memory.peak_phase}"
+    host = f"{memory(best.memory.host_memory_gib)} of {memory(profile.host_memory_gib)} of host memory per node"
     if best.within_headroom:
-        return f"{place} leaves {capacity - peak:.1f} of {capacity:.1f} GiB free ({HEADROOM:.0%} is kept as reserve)"
+        return (
+            f"{place} leaves {memory(capacity - peak)} of {memory(capacity)} free ({HEADROOM:.0%} is kept as reserve)"
+        )
     if peak > capacity:
-        return f"{place} is {peak - capacity:.1f} GiB more than the {capacity:.1f} GiB there are"
+        return f"{place} is {memory(peak - capacity)} more than the {memory(capacity)} there are"
     if not best.host_fits:
         return f"{host} are needed"
     if not best.host_within_headroom:
         return f"{host} are needed, and {HOST_HEADROOM:.0%} should stay free"
-    return f"{place} fits {capacity:.1f} GiB but eats into the reserve of {best.headroom_gib:.1f} GiB"
+    return f"{place} fits {memory(capacity)} but eats into the reserve of {memory(best.headroom_gib)}"
 
 
 def _dimension(search: Search, space: Space, name: str) -> str:
@@ -85,10 +88,10 @@ def _compare(best: Candidate, rival: Candidate, name: str) -> str:
     value = getattr(rival.choice, name)
     if rival.within_headroom:
         close = ", too close to tell" if 0.005 < speed <= SAME_SPEED else ""
-        return f"{value} would be {words} with {rival.memory.peak:.1f} GiB{close}"
+        return f"{value} would be {words} with {memory(rival.memory.peak)}{close}"
     if rival.over_gib <= 0:
         return f"{value} would be {words} but host memory is too small for it"
-    return f"{value} would be {words} but is {rival.over_gib:.1f} GiB over what may be used"
+    return f"{value} would be {words} but is {memory(rival.over_gib)} over what may be used"
 
 
 def _pace(speed: float) -> str:

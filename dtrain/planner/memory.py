@@ -221,7 +221,7 @@ class Blocks:
             default=NO_LAYER,
         )
         last_norm = hidden * norm_saved(key)
-        rotary = 2 * key.width * setup.facts.head_dim
+        rotary = 2 * key.width * setup.facts.head_dim * (2 if setup.facts.family == "gemma3_text" else 1)
         # a compiled block holds as much as an eager one while it is recomputed and differentiated (prime-rl's rows)
         inside = biggest.saved - biggest.shared if recomputes else 0.0
         return cls(

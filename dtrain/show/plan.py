@@ -12,7 +12,8 @@ from rich.text import Text
 from dtrain.planner.memory import TERMS, Phase
 from dtrain.planner.nearest import Way
 from dtrain.planner.plan import Plan
-from dtrain.units import count, dollars, duration
+from dtrain.planner.trace import TraceTerm
+from dtrain.units import count, dollars, duration, memory
 
 COLOURS: Mapping[str, str] = {
     "weights": "blue", "gradients": "cyan", "optimizer": "magenta", "activations": "yellow", "logits": "red",
@@ -22,7 +23,9 @@ BAR_CELLS = 34
 FULL, FREE = "█", "·"
 
 
-def print_plan(plan: Plan, ways: Sequence[Way] = (), console: Console | None = None) -> None:
+def print_plan(
+    plan: Plan, ways: Sequence[Way] = (), traced: Sequence[TraceTerm] = (), console: Console | None = None
+) -> None:
     """Everything a person wants before spending: memory, choices, schedule, hours, dollars, what to change."""
     console = console or Console()
     console.print(Panel(_headline(plan), title=_title(plan), title_align="left", border_style=_colour(plan)))
@@ -31,6 +34,8 @@ def print_plan(plan: Plan, ways: Sequence[Way] = (), console: Console | None = N
     console.print(_run(plan))
     for warning in plan.warnings:
         console.print(Text("note: ", "bold yellow") + Text(warning))
+    if traced:
+        console.print(_trace(traced))
     if ways:
         console.print(_ways(ways))
 
@@ -44,11 +49,11 @@ def _colour(plan: Plan) -> str:
 
 
 def _headline(plan: Plan) -> Text:
-    memory, capacity = plan.memory, plan.profile.gpu.memory_gib
+    told, capacity = plan.memory, plan.profile.gpu.memory_gib
     verdict = "fits" if plan.within_headroom else "fits, into the reserve" if plan.fits else "DOES NOT FIT"
     text = Text(f"{verdict}: ", f"bold {_colour(plan)}")
-    text.append(f"{memory.peak:.1f} of {capacity:.1f} GiB per {_card(plan)} at the peak ({memory.peak_phase}), ")
-    text.append(f"between {memory.peak_low:.1f} and {memory.peak_high:.1f}\n")
+    text.append(f"{memory(told.peak)} of {capacity:.1f} GiB per {_card(plan)} at the peak ({told.peak_phase}), ")
+    text.append(f"between {memory(told.peak_low)} and {memory(told.peak_high)}\n")
     text.append(f"{plan.schedule.steps:,} steps in {duration(plan.hours * 3600)}")
     text.append(f", {plan.time.tokens_per_second:,.0f} tokens/s")
     if plan.cost is not None:
@@ -69,10 +74,10 @@ def _memory(plan: Plan) -> RenderableType:
     table = Table(box=None, padding=(0, 1), show_header=False)
     for phase in plan.memory.phases:
         mark = "◀ peak" if phase.name == plan.memory.peak_phase else ""
-        table.add_row(phase.name, _bar(phase, capacity, largest), f"{phase.total:7.2f} GiB", Text(mark, "bold"))
+        table.add_row(phase.name, _bar(phase, capacity, largest), f"{memory(phase.total):>9}", Text(mark, "bold"))
     legend = Text("  ")
     for name in TERMS:
-        legend.append(f"{FULL} ", COLOURS[name]).append(f"{name} {plan.memory.terms[name]:.2f}  ")
+        legend.append(f"{FULL} ", COLOURS[name]).append(f"{name} {memory(plan.memory.terms[name])}  ")
     return Group(table, legend, _three_peaks(plan))
 
 
@@ -91,12 +96,12 @@ def _bar(phase: Phase, capacity: float, largest: float) -> Text:
 
 
 def _three_peaks(plan: Plan) -> Text:
-    memory = plan.memory
+    told = plan.memory
     if plan.profile.is_cpu:
-        return Text(f"  live tensors of a rank {memory.peak:.2f} GiB · host {memory.host_memory_gib:.1f} GiB", "dim")
+        return Text(f"  live tensors of a rank {memory(told.peak)} · host {memory(told.host_memory_gib)}", "dim")
     return Text(
-        f"  allocated {memory.peak_allocated:.2f} · reserved {memory.peak_reserved:.2f} · nvidia-smi "
-        f"{memory.peak_smi:.2f} GiB · host {memory.host_memory_gib:.0f} GiB per node",
+        f"  allocated {memory(told.peak_allocated)} · reserved {memory(told.peak_reserved)} · nvidia-smi "
+        f"{memory(told.peak_smi)} · host {memory(told.host_memory_gib)} per node",
         "dim",
     )
 
@@ -127,7 +132,8 @@ def _run(plan: Plan) -> RenderableType:
     if plan.cost is not None:
         where = ", ".join(part for part in (plan.cost.provider, plan.cost.priced_on) if part)
         table.add_row("cost", f"{dollars(plan.cost.total)} at {dollars(plan.cost.usd_per_hour)}/h ({where})")
-    table.add_row("layouts", f"{plan.layouts:,} were compared")
+    if plan.layouts > 1:
+        table.add_row("layouts", f"{plan.layouts:,} were compared")
     return Group(Text("The run", "bold"), table)
 
 
@@ -135,6 +141,15 @@ def _speed(plan: Plan) -> str:
     pace = plan.time
     words = f"{duration(pace.step_seconds)} a step, {pace.tokens_per_second_per_gpu:,.0f} tokens/s per {_card(plan)}"
     return words if pace.mfu is None else f"{words}, MFU {pace.mfu:.0%}"
+
+
+def _trace(traced: Sequence[TraceTerm]) -> RenderableType:
+    table = Table(box=None, padding=(0, 1), title="The real model on fake tensors", title_justify="left")
+    for heading in ("", "planned", "traced", "difference"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for term in traced:
+        table.add_row(term.name, memory(term.planned_gib), memory(term.traced_gib), f"{term.error:+.1%}")
+    return table
 
 
 def _ways(ways: Sequence[Way]) -> RenderableType:

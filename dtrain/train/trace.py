@@ -1,6 +1,6 @@
 """The real model's forward and backward on fake CPU tensors, its live bytes counted: what `dtrain plan --trace` runs.
 
-`python -m dtrain.train.trace < spec.json > counted.json`, a child process of `dtrain.planner.trace`: fake tensors can
+`python -m dtrain.train.trace < specs.json > counted.json`, a child process of `dtrain.planner.trace`: fake tensors can
 abort a process, and nobody's torch state is touched. Nothing is allocated, so a 70B model is traced on a laptop.
 Weight gradients are dropped as they arrive: how they are kept and sharded is the closed form's part.
 """
@@ -105,7 +105,7 @@ def _batch(spec: Mapping[str, Any]) -> Batch:
 
 
 def main() -> None:
-    print(json.dumps(traced(json.load(sys.stdin))))
+    print(json.dumps([traced(spec) for spec in json.load(sys.stdin)]))
 
 
 if __name__ == "__main__":
