@@ -10,7 +10,7 @@ from dtrain.hardware.profiles import Profile
 LINK_SHARE = 0.78
 """NCCL's bus bandwidth over the link's rate in one node: 235 of 300 GB/s (A100), 360 of 450 (H100), nccl-tests."""
 NETWORK_SHARE = 0.80
-"""The same between nodes: about 92 of 100 GB/s at 1 GiB (ml-engineering, network benchmarks), less at a block's size."""
+"""The same between nodes: 92 of 100 GB/s at 1 GiB (ml-engineering, network benchmarks), less at a block's size."""
 PCIE_SHARE = 0.55
 """Peers without NVLink go through the host bridge; 10 to 14 of 25 GB/s on 3090 and 4090 machines (recalled)."""
 HOP_SECONDS = 3e-6

@@ -38,7 +38,7 @@ PREFETCH_SHARE: Mapping[str, float] = MappingProxyType({"zero3": 0.85, "fsdp2": 
 BACKWARD_SHARE = 0.6
 """Of a micro-batch's kernels: two thirds, less the first layers', whose gradients come last."""
 STEP_OVERHEAD_SECONDS = 4e-3
-"""Of a step outside the kernels: the next batch, the scheduler, the loss that is fetched (assumed; dtrain fetches it on logged steps only)."""
+"""Of a step outside the kernels: the next batch, the scheduler, the loss that is fetched (assumed)."""
 STRAGGLER_PER_DOUBLING = 0.004
 """Everybody waits for the slowest: step time grows by this share with each doubling of nodes (fitted)."""
 
