@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +127,7 @@ def test_the_document_is_up_to_date() -> None:
     assert written.read_text() == markdown(), "python -m dtrain.config.document > docs/config.md"
 
 
-def test_show_is_fast_and_needs_no_torch() -> None:
+def test_show_needs_no_torch() -> None:
     script = (
         "import sys; sys.argv = ['dtrain', 'config', 'show', sys.argv[1]]\n"
         "from dtrain.cli.main import main\n"
@@ -136,14 +135,7 @@ def test_show_is_fast_and_needs_no_torch() -> None:
         "except SystemExit as end: assert end.code == 0\n"
         "assert not {'torch', 'numpy', 'transformers', 'deepspeed', 'datasets'} & set(sys.modules)\n"
     )
-    best = min(_seconds([sys.executable, "-c", script, SEED]) for _ in range(3))
-    assert best < 0.5
-
-
-def _seconds(command: list[str]) -> float:
-    begun = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - begun
+    subprocess.run([sys.executable, "-c", script, SEED], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_the_planner_is_the_origin_of_what_was_left_open() -> None:
