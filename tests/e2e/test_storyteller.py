@@ -60,20 +60,11 @@ def test_it_trains_and_the_courses_script_runs_on_it(tmp_path: Path) -> None:
 
 
 def _the_script_writes(place: Place, model: Path) -> None:
-    """The course's test_storyteller.py as shipped: it loads ./models/TinyLlama_Storyteller."""
+    """The course's last lesson, as shipped: transformers alone, on the folder the run left."""
     script = assets.root() / "configs" / "test_storyteller.py"
-    command = [sys.executable, str(script)] if script.exists() else [sys.executable, "-c", LOAD, str(model)]
     written = subprocess.run(
-        command, cwd=place.folder, env=place.environment(), capture_output=True, text=True, timeout=120, check=False
-    )
+        [sys.executable, str(script), str(model), "a fox looks for a lost key"],
+        cwd=place.folder, env=place.environment(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
     assert written.returncode == 0, written.stderr
     assert len(written.stdout.strip()) > 20
-
-
-LOAD = """
-import sys
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tokenizer = (kind.from_pretrained(sys.argv[1]) for kind in (AutoModelForCausalLM, AutoTokenizer))
-prompt = tokenizer("<|user|>\\n a fox looks for a lost key </s>\\n<|assistant|>", return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
-"""
