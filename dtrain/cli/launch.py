@@ -77,7 +77,7 @@ def _show_plan(made: Planned, console: Console, as_json: bool) -> None:
     from dtrain.show.plan import print_plan
 
     ways = made.ways_out()
-    print_plan(made.plan, ways, console)
+    print_plan(made.plan, ways, console=console)
     if made.plan.accepted:
         return
     plan = made.plan
