@@ -52,7 +52,7 @@ def command(file: Path, profile: str, sets: tuple[str, ...], trace: bool, as_jso
     else:
         from dtrain.show.plan import print_plan
 
-        print_plan(plan, ways, terms)
+        print_plan(plan, ways, traced=terms)
     sys.exit(0 if plan.accepted else 3)
 
 

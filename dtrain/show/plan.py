@@ -24,7 +24,7 @@ FULL, FREE = "█", "·"
 
 
 def print_plan(
-    plan: Plan, ways: Sequence[Way] = (), traced: Sequence[TraceTerm] = (), console: Console | None = None
+    plan: Plan, ways: Sequence[Way] = (), console: Console | None = None, traced: Sequence[TraceTerm] = ()
 ) -> None:
     """Everything a person wants before spending: memory, choices, schedule, hours, dollars, what to change."""
     console = console or Console()
