@@ -189,6 +189,7 @@ class Config(Section):
     eval_batch_size: Count | None = None
     num_epochs: Annotated[float, Field(gt=0)] = 1.0
     max_steps: Count | None = None
+    """Ends the run after so many optimizer steps; decides alone where it is said, also beyond `num_epochs`."""
 
     # optimizer
     optimizer: OptimizerName = "adamw_torch"

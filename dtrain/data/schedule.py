@@ -193,7 +193,8 @@ def make_schedule(
 ) -> Schedule:
     """The whole run's batches. `lengths` and `trained` are tokens and trained positions per row, `window` in tokens.
 
-    The run ends after `epochs` (fractions round up to a step) or `max_steps`, whichever comes first.
+    The run ends after `max_steps` where they are given (Axolotl's rule: they precede epochs, and may pass them), else
+    after `epochs` (fractions round up to a step).
     """
     row_lengths = np.asarray(lengths, dtype=np.int64)
     if not len(row_lengths):
@@ -208,7 +209,7 @@ def make_schedule(
         world=world,
         micro_batch_size=micro_batch_size,
         accumulation=accumulation,
-        steps=steps if max_steps is None else min(steps, max_steps),
+        steps=steps if max_steps is None else max_steps,
         steps_per_epoch=steps_per_epoch,
     )
 

@@ -156,7 +156,7 @@ def schedule_of(loaded: Loaded, counts: DataCounts, best: Candidate) -> Schedule
     per_epoch = math.ceil(counts.slots / best.choice.global_batch_size)
     steps = max(1, math.ceil(round(config.num_epochs * per_epoch, 6)))
     if config.max_steps is not None:
-        steps = min(steps, config.max_steps) if counts.exact else config.max_steps
+        steps = config.max_steps
     tokens = round(counts.tokens * steps / per_epoch)
     return Schedule(steps, tokens, "exact" if counts.exact else "estimated")
 
