@@ -17,6 +17,24 @@ def home() -> Path:
 
 
 @dataclass(frozen=True)
+class NodePaths:
+    """What each supervisor of a run on several nodes has of its own; the run's exit.json is written when all ended."""
+
+    run: Path
+    number: int
+
+    @property
+    def ending(self) -> Path:
+        """How this node's share of the run ended: an exit.json of its own."""
+        return self.run / "nodes" / f"{self.number}.json"
+
+    @property
+    def log(self) -> Path:
+        """What this node's supervisor and torchrun said."""
+        return self.run / "logs" / (f"launch-{self.number}.log" if self.number else "launch.log")
+
+
+@dataclass(frozen=True)
 class RunPaths:
     """Files of one run. `output` becomes a Hugging Face model folder; `output/dtrain` is the run itself."""
 
@@ -92,6 +110,24 @@ class RunPaths:
     @property
     def supervisor_lock(self) -> Path:
         return self.run / "supervisor.lock"
+
+    def node(self, number: int) -> NodePaths:
+        return NodePaths(self.run, number)
+
+    @property
+    def job_script(self) -> Path:
+        """What a batch system was given to run."""
+        return self.run / "train.sbatch"
+
+    @property
+    def job(self) -> Path:
+        """`job.json`: the id that the batch system gave the run's job; written after it took it."""
+        return self.run / "job.json"
+
+    @property
+    def job_log(self) -> Path:
+        """What the batch script and the batch system itself said."""
+        return self.logs / "job.log"
 
     @property
     def past(self) -> Path:

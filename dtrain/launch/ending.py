@@ -34,11 +34,18 @@ class Ending:
         return cls(code, reason, step_reached(paths), round(time.time(), 3), rank)
 
     def write(self, paths: RunPaths) -> None:
-        write_json(paths.exit, {"schema_version": 1, **asdict(self)})
+        self.write_to(paths.exit)
+
+    def write_to(self, file: Path) -> None:
+        write_json(file, {"schema_version": 1, **asdict(self)})
 
     @classmethod
     def read(cls, paths: RunPaths) -> Ending | None:
-        told = read_or_none(paths.exit)
+        return cls.read_from(paths.exit)
+
+    @classmethod
+    def read_from(cls, file: Path) -> Ending | None:
+        told = read_or_none(file)
         if told is None:
             return None
         return cls(told["code"], told["reason"], told["step"], told["ended"], told.get("rank"))

@@ -27,6 +27,9 @@ _OF_ANOTHER_RUN = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_",
 
 ANY_FREE_PORT = "127.0.0.1:0"
 
+FIRST_NODE, IS_FIRST, THIS_NODE = "FIRST_NODE:PORT", "is_host=IS_FIRST", "THIS_NODE"
+"""In the torchrun command of several nodes, what is only known where and when they start."""
+
 
 @dataclass(frozen=True)
 class LaunchSpec:
@@ -38,12 +41,14 @@ class LaunchSpec:
     ranks: tuple[str, ...]
     """The torchrun command."""
     ranks_per_node: int
+    """On this machine, and on each of the others where there are several."""
     device: Literal["cuda", "cpu"]
     working_directory: str
     """Where the run was launched: relative paths of the config mean this folder."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Wins over what `environment` fills in."""
     grace_seconds: float = DEFAULT_GRACE_SECONDS
+    nodes: int = 1
 
     def as_json(self) -> dict[str, Any]:
         return {"schema_version": 1, **asdict(self)}
@@ -71,14 +76,21 @@ def worker_arguments(folder: str) -> tuple[str, ...]:
 
 
 def torchrun_command(job: Job, port: int | None = None) -> tuple[str, ...]:
-    """One node. Without a port torchrun binds a free one itself, so no other program can take it in between."""
+    """One node: without a port torchrun binds a free one itself, so no other program can take it in between.
+
+    Several nodes: the rendezvous is on the first one, and `at_place` fills in where that is.
+    """
+    alone = f"127.0.0.1:{port}" if port else ANY_FREE_PORT
+    endpoint, host, address = (alone, "is_host=1", "127.0.0.1") if job.nodes == 1 else (FIRST_NODE, IS_FIRST, THIS_NODE)
     return (
         sys.executable, "-m", "torch.distributed.run",
-        "--nnodes", "1", "--nproc-per-node", str(job.ranks_per_node), "--max-restarts", "0",
+        "--nnodes", str(job.nodes), "--nproc-per-node", str(job.ranks_per_node), "--max-restarts", "0",
         "--monitor-interval", str(MONITOR_SECONDS),
+        # a SIGTERM is the supervisor's business: torchrun would kill ranks that are still saving after half a minute
+        "--signals-to-handle", "SIGQUIT",
         # is_host: at a taken port torchrun fails; without it, it would wait for ever on whoever listens there
-        "--rdzv-backend", "c10d", "--rdzv-conf", "is_host=1", "--rdzv-id", job.run_id, "--local-addr", "127.0.0.1",
-        "--rdzv-endpoint", f"127.0.0.1:{port}" if port else ANY_FREE_PORT,
+        "--rdzv-backend", "c10d", "--rdzv-conf", host, "--rdzv-id", job.run_id, "--local-addr", address,
+        "--rdzv-endpoint", endpoint,
         *worker_arguments(str(job.folder)),
     )  # fmt: skip
 
@@ -89,6 +101,12 @@ def with_free_port(ranks: tuple[str, ...]) -> tuple[str, ...]:
     return (*ranks[:place], ANY_FREE_PORT, *ranks[place + 1 :])
 
 
+def at_place(ranks: tuple[str, ...], first: str, is_first: bool, address: str) -> tuple[str, ...]:
+    """The torchrun command of several nodes on one of them: `first` is the first node's address and port."""
+    known = {FIRST_NODE: first, IS_FIRST: f"is_host={int(is_first)}", THIS_NODE: address}
+    return tuple(known.get(word, word) for word in ranks)
+
+
 def spec_for(
     job: Job,
     *,
@@ -96,7 +114,7 @@ def spec_for(
     port: int | None = None,
     env: Mapping[str, str] | None = None,
 ) -> LaunchSpec:
-    """The run on one machine, started from the current folder."""
+    """The run, started from the current folder."""
     return LaunchSpec(
         run_id=job.run_id,
         prepare=prepare_command(str(job.folder)),
@@ -106,16 +124,20 @@ def spec_for(
         working_directory=job.working_directory or os.getcwd(),
         env={**job.env, **(env or {})},
         grace_seconds=grace_seconds,
+        nodes=job.nodes,
     )
 
 
-def environment(spec: LaunchSpec, outer: Mapping[str, str]) -> dict[str, str]:
-    """What the run's processes see: explicit defaults, over them the caller's environment, then the spec's own."""
+def environment(spec: LaunchSpec, outer: Mapping[str, str], interface: str = "lo") -> dict[str, str]:
+    """What the run's processes see: explicit defaults, over them the caller's environment, then the spec's own.
+
+    `interface` is the network interface over which the ranks talk. On one machine the loopback always works, while a
+    host name may not resolve.
+    """
     defaults = {
         "OMP_NUM_THREADS": str(max(1, usable_cores() // spec.ranks_per_node)),
-        # one machine: its loopback always works, while a host name may not resolve
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
+        "GLOO_SOCKET_IFNAME": interface,
+        "NCCL_SOCKET_IFNAME": f"={interface}",  # `=`: NCCL takes a bare name for a prefix
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }

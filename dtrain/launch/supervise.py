@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -39,6 +40,7 @@ TICK_SECONDS = 0.05
 LAST_WORDS_SECONDS = 0.5
 """After the first dead rank, so that the others' error files tell who was really first."""
 PORT_TRIES = 5
+ASK_AGAIN_SECONDS = 0.5
 ALREADY_RUN = 3
 """This process's own exit code when another supervisor holds the run, or it has ended; nothing was started."""
 
@@ -82,9 +84,10 @@ class Supervision:
         self.stop = stop
         self.env = environment(spec, os.environ)
         self.command = spec.ranks
+        self.log = paths.launch_log
         self.ranks = Ranks(spec.ranks_per_node)
-        self.told: set[int] = set()
-        """Pids that were asked to stop: a second signal would make a rank leave without saving."""
+        self.told = 0.0
+        """When the ranks were last asked to stop: one that did not listen yet is asked again."""
         self.port_tries = 0
 
     def run(self) -> Ending:
@@ -97,13 +100,15 @@ class Supervision:
                 return ending
             time.sleep(TICK_SECONDS)
 
-    def _start(self, command: tuple[str, ...]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, env=self.env, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
+    def _start(
+        self, command: tuple[str, ...], prepared: Callable[[], None] = die_with_parent
+    ) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, env=self.env, stdin=subprocess.DEVNULL, preexec_fn=prepared)
 
     def _start_torchrun(self) -> None:
         sys.stdout.flush()
-        self.log_begins = self.paths.launch_log.stat().st_size
-        self.torchrun = self._start(self.command)
+        self.log_begins = self.log.stat().st_size
+        self.torchrun = self._start(self.command, prepared=deaf_child)
 
     def _ending(self) -> Ending | None:
         """How the run ended, or None while it goes on. The order matters: a cause comes before its effects."""
@@ -172,16 +177,16 @@ class Supervision:
         unread = [rank.number for rank in self.ranks.seen.values() if rank.exit_code is None and rank.ended is not None]
         rank = unread[0] if unread and code > 0 else None
         who = f"rank {rank} ended unexpectedly" if rank is not None else f"torchrun {how_it_ended(code)}"
-        return Ending.now(self.paths, FAILED, f"{who}; see {self.paths.launch_log.name}", rank)
+        return Ending.now(self.paths, FAILED, f"{who}; see {self.log.name}", rank)
 
     def _port_was_taken(self) -> bool:
-        with self.paths.launch_log.open("rb") as stream:
+        with self.log.open("rb") as stream:
             stream.seek(self.log_begins)
             said = stream.read().lower()
         return b"address already in use" in said or b"eaddrinuse" in said
 
     def _stopping(self) -> Ending | None:
-        """Pass a request on to each rank once. Not to torchrun: it would kill them after half a minute."""
+        """Pass a request on to the ranks; to hear it twice does them no harm. Not to torchrun: it would end them."""
         if any(rank.exit_code == INTERRUPTED for rank in self.ranks.seen.values()):
             self.stop.note()  # somebody told the ranks directly; they all heard it, and go on to save
             return None
@@ -189,9 +194,9 @@ class Supervision:
             return None
         if not self.ranks.seen or not has_begun(self.paths):
             return self._interrupted("stopped before training began")
-        fresh = [rank.process for rank in self.ranks.alive if rank.process.pid not in self.told]
-        send(fresh, signal.SIGTERM)
-        self.told |= {process.pid for process in fresh}
+        if time.monotonic() - self.told > ASK_AGAIN_SECONDS:
+            send([rank.process for rank in self.ranks.alive], signal.SIGTERM)
+            self.told = time.monotonic()
         return None
 
     def _interrupted(self, how: str) -> Ending:
@@ -199,6 +204,14 @@ class Supervision:
         step = step_reached(self.paths)
         kept = f"the checkpoint of step {saved} is kept" if saved is not None else "no checkpoint was saved yet"
         return Ending.now(self.paths, INTERRUPTED, f"{how} at step {step}; {kept}")
+
+
+def deaf_child() -> None:
+    """For torchrun: a batch system signals every process of a job, and torchrun, told to stop, would not let ranks
+    save. Ranks inherit the deafness until they listen for themselves."""
+    die_with_parent()
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def has_begun(paths: RunPaths) -> bool:
@@ -209,17 +222,22 @@ def has_begun(paths: RunPaths) -> bool:
 
 def supervise(paths: RunPaths, spec: LaunchSpec, stop: StopRequests) -> Ending:
     """Run it to its end, sweep, and write exit.json."""
+    ending = watched(paths, spec, lambda: Supervision(paths, spec, stop))
+    ending.write(paths)
+    print(f"run {spec.run_id}: {ending.reason} (exit code {ending.code})", flush=True)
+    return ending
+
+
+def watched(paths: RunPaths, spec: LaunchSpec, supervision: Callable[[], Supervision]) -> Ending:
+    """What a supervision comes to, after every process of the run on this machine was swept away."""
     try:
         os.chdir(spec.working_directory)
-        ending = Supervision(paths, spec, stop).run()
+        ending = supervision().run()
     except (DtrainError, OSError) as error:
         print(f"[dtrain] {error}", flush=True)
         ending = Ending.now(paths, FAILED, f"the supervisor: {error}")
-    left = end_run_processes(spec.run_id, below=os.getpid())
-    for process in left:
+    for process in end_run_processes(spec.run_id, below=os.getpid()):
         print(f"[dtrain] process {process.pid} cannot be killed (state {process.state})", flush=True)
-    ending.write(paths)
-    print(f"run {spec.run_id}: {ending.reason} (exit code {ending.code})", flush=True)
     return ending
 
 

@@ -12,7 +12,11 @@ PR_SET_PDEATHSIG = 1
 
 
 class StopFlag:
-    """Set by the first SIGTERM, SIGINT or SIGUSR1; the loop asks it between steps. The second signal leaves at once."""
+    """Set by SIGTERM, SIGINT or SIGUSR1; the loop asks it between steps. A second SIGINT (Ctrl-C) leaves at once.
+
+    Any other may come again and again, and must not cost the checkpoint: a batch system tells every process of a job,
+    and so does the supervisor.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -22,7 +26,7 @@ class StopFlag:
             signal.signal(number, self._heard)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and number == signal.SIGINT:
             os._exit(75)
         self.asked = True
 
