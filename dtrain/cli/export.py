@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import click
@@ -27,6 +29,16 @@ def command(run: str, folder: Path | None, step: int | None, as_json: bool) -> N
     dtrain export storyteller ./my-model --step 200
     """
     require_train("dtrain export")
+    with redirect_stdout(sys.stderr):  # DeepSpeed greets on stdout
+        out, done = _exported(run, folder, step)
+    if as_json:
+        click.echo(json.dumps({"schema_version": 1, "folder": str(out), "step": done}, indent=2))
+        return
+    click.echo(f"{out}  (step {done})")
+
+
+def _exported(run: str, folder: Path | None, step: int | None) -> tuple[Path, int]:
+    """The folder that was written, and of which step."""
     from dtrain.cli.model_folder import config_of
     from dtrain.launch import registry
     from dtrain.train import checkpoint
@@ -45,7 +57,4 @@ def command(run: str, folder: Path | None, step: int | None, as_json: bool) -> N
         raise BadInput("there is a model in this folder", file=str(out), fix="name another folder")
     precision = read_json(paths.plan)["choice"]["precision"]
     export_checkpoint(found.folder, config, precision, Path(read_json(paths.data)["tokenizer"]), out)
-    if as_json:
-        click.echo(json.dumps({"schema_version": 1, "folder": str(out), "step": found.step}, indent=2))
-        return
-    click.echo(f"{out}  (step {found.step})")
+    return out, found.step

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
+from rich.text import Text
 
 
 def console_for(as_json: bool) -> Console:
     return Console(stderr=as_json, highlight=False)
+
+
+def print_pairs(console: Console, pairs: Mapping[str, str]) -> None:
+    """A name and a value a line; a value is never wrapped, so that a path can be copied whole."""
+    longest = max(map(len, pairs), default=0)
+    for name, value in pairs.items():
+        console.print(Text(name.ljust(longest), style="dim") + Text(f"  {value}"), soft_wrap=True)

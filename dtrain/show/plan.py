@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -75,10 +77,13 @@ def _memory(plan: Plan) -> RenderableType:
     for phase in plan.memory.phases:
         mark = "◀ peak" if phase.name == plan.memory.peak_phase else ""
         table.add_row(phase.name, _bar(phase, capacity, largest), f"{memory(phase.total):>9}", Text(mark, "bold"))
-    legend = Text("  ")
-    for name in TERMS:
-        legend.append(f"{FULL} ", COLOURS[name]).append(f"{name} {memory(plan.memory.terms[name])}  ")
-    return Group(table, legend, _three_peaks(plan))
+    legend = [Text(f"{FULL} ", COLOURS[name]).append(f"{name} {memory(size)}") for name, size in _terms(plan)]
+    return Group(table, Padding(Columns(legend, padding=(0, 2)), (0, 0, 0, 2)), _three_peaks(plan))
+
+
+def _terms(plan: Plan) -> list[tuple[str, float]]:
+    """Name and GiB of the peak phase's terms, without those that are nothing."""
+    return [(name, plan.memory.terms[name]) for name in TERMS if plan.memory.terms[name] > 0]
 
 
 def _bar(phase: Phase, capacity: float, largest: float) -> Text:

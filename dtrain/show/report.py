@@ -21,6 +21,7 @@ from dtrain.launch.registry import Entry
 from dtrain.launch.runlogs import last_lines
 from dtrain.launch.standing import never_began
 from dtrain.paths import RunPaths
+from dtrain.show.console import print_pairs
 from dtrain.units import duration
 
 LOG_LINES = 25
@@ -106,11 +107,7 @@ def _print_places(paths: RunPaths, console: Console) -> None:
         "logs": paths.logs,
         "checkpoints": paths.checkpoints,
     }
-    table = Table.grid(padding=(0, 2))
-    for words, place in places.items():
-        if place.exists():
-            table.add_row(Text(words, style="dim"), Text(_near(place), overflow="fold"))
-    console.print(table)
+    print_pairs(console, {words: _near(place) for words, place in places.items() if place.exists()})
 
 
 def _near(place: Path) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from dtrain.launch.api import Status
 from dtrain.launch.registry import Broken, Entry
+from dtrain.show.console import print_pairs
 from dtrain.units import duration
 
 COLOURS = {
@@ -70,7 +70,6 @@ def run_json(entry: Entry, status: Status) -> dict[str, Any]:
 
 def print_status(entry: Entry, status: Status, progress: Mapping[str, Any], console: Console) -> None:
     """The run, how it stands, and its newest figures."""
-    table = Table.grid(padding=(0, 2))
     rows = {
         "run": f"{entry.id}  {entry.name}",
         "state": status.state + (f": {status.reason}" if status.reason and status.reason != status.state else ""),
@@ -78,10 +77,7 @@ def print_status(entry: Entry, status: Status, progress: Mapping[str, Any], cons
         "folder": entry.folder,
         "progress": _progress(progress),
     }
-    for words, value in rows.items():
-        if value:
-            table.add_row(Text(words, style="dim"), Text(value, overflow="fold"))
-    console.print(table)
+    print_pairs(console, {words: value for words, value in rows.items() if value})
 
 
 def _progress(progress: Mapping[str, Any]) -> str:

@@ -60,7 +60,7 @@ def execute(paths: RunPaths, config: Config, choice: Choice, plan: dict[str, Any
             tracker = wandb.start(config, name, _wandb_id(paths), paths.run, plan, rank.say)
         finish(rank, prepared, connected(rank, run, tracker, stop), progress, tracker)
     except Stopped:
-        rank.say(f"stopped after step {state.step}, everything is saved")
+        rank.say(f"stopped after step {progress.step}, everything is saved")
         tracker.finish(INTERRUPTED)
         return INTERRUPTED
     except BaseException:
@@ -193,6 +193,7 @@ def connected(rank: Rank, run: Training, tracker: wandb.Tracker, stop: StopFlag)
     states = checkpoint.States(run.engine.module.model, run.optimizer, rank.choice.zero_stage)
 
     def save(progress: Progress) -> None:
+        rank.state.step = progress.step  # also where the step was not logged
         rank.state.stage("saving")
         checkpoint.save(states, rank.paths, progress, rank.ranks, rank.config.save_total_limit or 2, tracker.run_id)
         rank.state.stage("training")
