@@ -18,7 +18,7 @@ from dtrain.models.facts import ModelFacts
 from dtrain.planner.batch import batches
 from dtrain.planner.choice import Choice
 from dtrain.planner.choose import Candidate, search
-from dtrain.planner.cost import RunCounts, RunTime, estimate_run
+from dtrain.planner.cost import RunCounts, RunTime, checkpoint_seconds, estimate_run
 from dtrain.planner.counts import DataCounts, estimate_counts
 from dtrain.planner.explain import reasons
 from dtrain.planner.memory import TERMS, Memory
@@ -109,6 +109,8 @@ class Plan:
             },
             "schedule": {"steps": self.schedule.steps, "tokens": self.schedule.tokens, "source": self.schedule.source},
             "hours": _round(self.hours),
+            "start_seconds": _round(self.run.start_seconds),
+            "save_seconds": _round(checkpoint_seconds(self.candidate.setup)),
             "cost_usd": _cost_json(self.cost),
         }
 
