@@ -77,6 +77,8 @@ def _activation_kept(key: ActivationKey) -> float:
     """Bytes per inner element that the MLP's activation keeps, the down projection's input aside."""
     if key.facts.gated_mlp:
         return key.width * (2 if key.fused or key.compiled else 3)
+    if key.facts.activation == "relu":
+        return 0.0  # it keeps its output, which the down projection keeps as well
     if key.facts.activation == "gelu_new" and not key.compiled:
         return key.width * 4  # x, 0.5x, tanh and 1 + tanh: it is written out in Python (transformers/activations.py)
     return key.width

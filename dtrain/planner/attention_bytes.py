@@ -26,7 +26,7 @@ def attention_saved(key: ActivationKey, layer: Layer) -> float:
         kept += (query + key_value) * norm_saved(key)
     if len(parts.attention) == 1 and facts.family not in WITHOUT_ROTARY:
         kept += key.width * (query + key_value)  # v is a view into the fused product, which stays whole
-    copies = int(key.ulysses or _documents_apart(key)) + int(partly_rotary(facts))
+    copies = int(key.ulysses) + int(_documents_apart(key) or partly_rotary(facts))
     copies += int(not key.trained and key.frozen_keeps and key.quantised)
     kept += copies * key.width * query  # the output again: from the all-to-all, joined, or laid out for o_proj
     return kept + _band(key, layer)
@@ -41,6 +41,11 @@ def partly_rotary(facts: ModelFacts) -> bool:
     """Heads that are rotated in part are put together again in another layout, so the output is copied for o_proj."""
     share = facts.config.get("partial_rotary_factor", facts.config.get("rotary_pct"))
     return share < 1 if isinstance(share, int | float) else facts.family in PARTLY_ROTARY
+
+
+def rotary_tables(facts: ModelFacts) -> int:
+    """Pairs of cosines and sines that every block shares; Gemma 3 has one for narrow and one for wide blocks."""
+    return 0 if facts.family in WITHOUT_ROTARY else 2 if facts.family == "gemma3_text" else 1
 
 
 def attention_core(key: ActivationKey) -> float:

@@ -40,24 +40,22 @@ class Batches:
         return micro * accumulation * self.data_parallel
 
 
-def data_parallel_ranks(config: Config, profile: Profile) -> int:
+def data_parallel_ranks(loaded: Loaded, profile: Profile) -> int:
     """GPUs that read different samples. BadInput when sequence and tensor parallel do not divide the GPUs."""
+    config = loaded.config
     group = config.sequence_parallel_size * config.tensor_parallel_size
     if profile.gpus % group:
-        raise BadInput(
-            f"{profile.gpus} GPUs cannot be split into groups of {group}",
-            key="sequence_parallel_size" if config.sequence_parallel_size > 1 else "tensor_parallel_size",
-            value=group,
-            allowed=", ".join(map(str, divisors(profile.gpus))),
-            fix=f"choose a divisor of {profile.gpus}, or a profile with a multiple of {group} GPUs",
-        )
+        key = "sequence_parallel_size" if config.sequence_parallel_size > 1 else "tensor_parallel_size"
+        fix = f"choose a divisor of {profile.gpus}, or a profile with a multiple of {group} GPUs"
+        message = f"{profile.gpus} GPUs cannot be split into groups of {group}"
+        raise _located(loaded, key, message, group, allowed=", ".join(map(str, divisors(profile.gpus))), fix=fix)
     return profile.gpus // group
 
 
 def batches(loaded: Loaded, profile: Profile) -> Batches:
     """What may be chosen. BadInput when the figures contradict each other or do not divide."""
     config = loaded.config
-    ranks = data_parallel_ranks(config, profile)
+    ranks = data_parallel_ranks(loaded, profile)
     if config.gradient_accumulation_steps and config.batch_size:
         raise _located(
             loaded, "batch_size", "give batch_size or gradient_accumulation_steps, not both", config.batch_size

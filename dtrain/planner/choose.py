@@ -63,6 +63,12 @@ class Candidate:
         return self.host_within_headroom and self.memory.peak + self.headroom_gib <= self.capacity_gib
 
     @property
+    def need(self) -> float:
+        """The larger share of what there is: of the card, or of its node's host memory."""
+        profile = self.setup.profile
+        return max(self.memory.peak / profile.gpu.memory_gib, self.memory.host_memory_gib / profile.host_memory_gib)
+
+    @property
     def over_gib(self) -> float:
         """How far beyond what may be used; negative: still free."""
         return self.memory.peak + self.headroom_gib - self.capacity_gib
@@ -104,7 +110,7 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
             fastest = min(one.seconds_per_sample for one in able)
             close = [one for one in able if one.seconds_per_sample <= fastest * (1 + SAME_SPEED)]
             return min(close, key=lambda one: (one.complexity, one.seconds_per_sample))
-    return min(candidates, key=lambda one: (one.memory.peak, one.complexity))
+    return min(candidates, key=lambda one: (one.need, one.complexity))
 
 
 def layouts(loaded: Loaded, space: Space, batches: Batches) -> Iterator[Choice]:

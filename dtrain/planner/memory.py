@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from dtrain.planner.activation_key import ActivationKey
 from dtrain.planner.activations import NO_LAYER, LayerBytes, layer_bytes
+from dtrain.planner.attention_bytes import rotary_tables
 from dtrain.planner.logits import evaluation_positions, loss_bytes
 from dtrain.planner.norm_bytes import norm_saved, norm_working
 from dtrain.planner.setup import DTYPE_BYTES, Setup
@@ -167,7 +168,8 @@ def moments(setup: Setup) -> list[Moment]:
     states, blocks, loss = States(setup), Blocks.of(setup), loss_bytes(setup)
     weights, optimizer, runtime = states.weights, states.optimizer, runtime_bytes(setup)
     before, after = states.gradients_before, states.gradients
-    head = states.head_gradients
+    head = before + states.head_gradients if setup.shards_gradients else max(before, states.head_gradients)
+    end = after + (states.head_gradients if setup.shards_gradients else 0.0)
     buffers = states.gathered
     standing, backward = buffers + states.standing_buffers, buffers + states.reduce_buffers
 
@@ -179,9 +181,9 @@ def moments(setup: Setup) -> list[Moment]:
         at("forward", before, blocks.kept + blocks.forward, 0.0, standing),
         at("forward", before, blocks.kept + blocks.hidden, loss.forward, standing),
         at("backward", before, blocks.kept, loss.backward, backward),
-        at("backward", max(before, head), blocks.kept + blocks.last_norm, 0.0, backward),
-        at("backward", max(before, head), blocks.kept + blocks.recomputed, 0.0, backward),
-        at("backward", after, blocks.last, 0.0, backward),
+        at("backward", head, blocks.kept + blocks.last_norm, 0.0, backward),
+        at("backward", head, blocks.kept + blocks.recomputed, 0.0, backward),
+        at("backward", end, blocks.last, 0.0, backward),
         at("backward", after, 0.0, 0.0, states.reduce_after_backward),
         at("optimizer step", after, 0.0, 0.0, states.step_extra),
     ]
@@ -221,7 +223,7 @@ class Blocks:
             default=NO_LAYER,
         )
         last_norm = hidden * norm_saved(key)
-        rotary = 2 * key.width * setup.facts.head_dim * (2 if setup.facts.family == "gemma3_text" else 1)
+        rotary = rotary_tables(setup.facts) * 2 * key.width * setup.facts.head_dim
         # a compiled block holds as much as an eager one while it is recomputed and differentiated (prime-rl's rows)
         inside = biggest.saved - biggest.shared if recomputes else 0.0
         return cls(

@@ -233,12 +233,18 @@ class States:
 
     @property
     def head_gradients(self) -> float:
-        """Of the output matrix, which exists while every block's activations still do."""
+        """Of the output matrix, alive while every block's activations still are.
+
+        Where gradients are sharded it has left by then, unless the matrix is tied: autograd holds its first part
+        until the embedding's arrives, at the very end.
+        """
         setup = self.setup
-        if setup.adapter is not None or setup.shards_gradients:
+        held = self.facts.tied_embeddings and setup.sharding != "fsdp2"  # there it is part of the root's unit
+        if setup.adapter is not None or (setup.shards_gradients and not held):
             return 0.0
         matrix = self.facts.vocab_size * self.facts.hidden_size / setup.tensor_parallel_size
-        return min(self.gradients, matrix * DTYPE_BYTES[setup.dtypes.gradient])
+        size = matrix * DTYPE_BYTES[setup.dtypes.gradient]
+        return size if setup.shards_gradients else min(self.gradients, size)
 
     @property
     def save_extra(self) -> float:
@@ -275,14 +281,17 @@ class States:
         if setup.sharding == "zero0":
             return 0.0
         if setup.sharding == "zero3":
-            return 2 * self._bucket  # the bucket and the reduce-scatter's flat copy of it
+            full = setup.buckets.reduce < self.trained  # only a full bucket is reduced before backward has ended
+            return self._bucket * (2 if full else 1)  # and the reduce-scatter's flat copy of it
         if setup.sharding == "zero1" and setup.dtypes.accumulation is not None:
             return self.trained_block * DTYPE_BYTES[setup.dtypes.gradient]
         return self._two_buckets + self.standing_buffers
 
     @property
     def reduce_after_backward(self) -> float:
-        """Stage 0 reduces when backward has ended: one flat copy of a bucket of gradients at a time."""
+        """When backward has ended: stage 0 makes a flat copy of a bucket at a time, stage 3 empties its last bucket."""
+        if self.setup.sharding == "zero3":
+            return 2 * self._bucket + self.gathered
         return self._bucket if self.setup.sharding == "zero0" and self.setup.ranks > 1 else 0.0
 
 

@@ -1,0 +1,254 @@
+"""A plan as people and scripts get it: the contract's document, obedience to pins, reasons, and ways out."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtrain.cli.main import cli
+from dtrain.config.load import load, loads
+from dtrain.config.origins import Loaded
+from dtrain.errors import BadInput, BadInputs, DoesNotFit
+from dtrain.hardware.profiles import resolve_profile
+from dtrain.planner.batch import batches
+from dtrain.planner.choose import search
+from dtrain.planner.nearest import require_fit, ways_out
+from dtrain.planner.pins import space_of
+from dtrain.planner.plan import Plan, make_plan
+from tests.planner.layouts import facts
+
+LLAMA = "meta-llama/Llama-3.1-8B"
+TINY = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
+
+
+def said(*lines: str, model: str = TINY) -> Loaded:
+    return loads("\n".join([f"base_model: {model}", "datasets: [{path: no/data, type: alpaca}]", *lines]))
+
+
+def plan(*lines: str, model: str = TINY, profile: str = "a100x8") -> Plan:
+    return make_plan(said(*lines, model=model), resolve_profile(profile), facts(model))
+
+
+CONTRACT: dict[str, Any] = {
+    "schema_version": None, "versions": {"dtrain", "torch", "deepspeed", "transformers"}, "config": None,
+    "warnings": None, "reasons": None, "model": {"name", "parameters", "trainable_parameters"},
+    "profile": {"name", "gpu", "gpus", "gpus_per_node", "nodes", "capacity_gib"}, "fits": None,
+    "within_headroom": None,
+    "choice": {
+        "zero_stage", "offload_optimizer", "offload_params", "micro_batch_size", "gradient_accumulation_steps",
+        "global_batch_size", "gradient_checkpointing", "sequence_parallel_size", "attention", "cross_entropy",
+        "precision", "optimizer", "adapter", "sequence_len",
+    },
+    "memory_gib": {
+        "weights", "gradients", "optimizer", "activations", "logits", "buffers", "runtime", "peak_allocated",
+        "peak_reserved", "peak_smi", "peak", "peak_low", "peak_high", "headroom",
+    },
+    "peak_phase": None, "phases": None, "host_memory_gib": None,
+    "throughput": {"step_seconds", "tokens_per_second", "tokens_per_second_per_gpu", "mfu"},
+    "schedule": {"steps", "tokens", "source"}, "hours": None,
+    "cost_usd": {"provider", "usd_per_hour", "total", "priced_on"},
+}  # fmt: skip
+TERMS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "runtime")
+
+
+def check_contract(document: dict[str, Any]) -> None:
+    for key, inside in CONTRACT.items():
+        assert key in document
+        assert inside is None or inside <= set(document[key]), key
+    memory = document["memory_gib"]
+    assert math.isclose(sum(memory[name] for name in TERMS), memory["peak_allocated"], rel_tol=1e-6)
+    assert memory["peak"] == memory["peak_smi"]
+    phase = next(one for one in document["phases"] if one["name"] == document["peak_phase"])
+    assert math.isclose(sum(phase["terms"].values()), memory["peak_allocated"], rel_tol=1e-6)
+    assert document["fits"] or not document["within_headroom"]
+
+
+def test_the_document_of_the_contract() -> None:
+    document = json.loads(json.dumps(plan().as_json()))
+    check_contract(document)
+    assert document["schedule"]["source"] == "estimated"
+    assert any("ASSUME" in line for line in document["warnings"])
+
+
+@given(
+    profile=st.sampled_from(["cpu", "cpux4", "t4x1", "4090x1", "a100x8", "h100x8x2", "b200x8"]),
+    model=st.sampled_from([TINY, LLAMA, "openai-community/gpt2", "Qwen/Qwen3-30B-A3B"]),
+    window=st.sampled_from([64, 1000, 1024]),
+    lines=st.lists(
+        st.sampled_from([
+            "gradient_checkpointing: true", "zero_stage: 3", "optimizer: adamw_bnb_8bit", "sample_packing: true",
+            "bf16: false", "cross_entropy: eager", "attention: eager", "max_steps: 10", "val_set_size: 0.1",
+            "adapter: lora", "torch_compile: true",
+        ]),
+        unique=True,
+    ),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_any_config_on_any_machine(profile: str, model: str, window: int, lines: list[str]) -> None:
+    made = plan(*lines, f"sequence_len: {window}", model=model, profile=profile)
+    check_contract(made.as_json())
+    assert made.hours > 0
+    if made.layouts > 1 and made.accepted:
+        assert made.within_headroom
+
+
+def test_pins_are_obeyed() -> None:
+    made = plan(
+        "zero_stage: 1", "gradient_checkpointing: selective", "attention: sdpa", "cross_entropy: eager",
+        "offload_optimizer: none", "micro_batch_size: 2", "global_batch_size: 64",
+    )  # fmt: skip
+    choice = made.choice
+    assert (choice.zero_stage, choice.gradient_checkpointing, choice.attention) == (1, "selective", "sdpa")
+    assert (choice.cross_entropy, choice.micro_batch_size, choice.gradient_accumulation_steps) == ("eager", 2, 4)
+
+
+def test_a_deepspeed_file_pins() -> None:
+    made = plan("deepspeed: ds_configs/zero3.json")
+    assert made.choice.zero_stage == 3
+
+
+def test_what_auto_takes_is_what_launch_can_run() -> None:
+    for profile in ("cpu", "a100x1", "a100x8", "4090x2"):
+        choice = plan("micro_batch_size: auto", profile=profile).choice
+        assert choice.gradient_checkpointing in ("none", "full")
+        assert choice.cross_entropy == "chunked"
+        assert choice.offload_optimizer in ("none", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("profile", "lines", "precision"),
+    [
+        ("a100x1", [], "bf16"), ("t4x1", [], "fp16"), ("cpu", [], "fp32"), ("cpu", ["bf16: true"], "bf16"),
+        ("a100x1", ["bf16: false"], "fp32"), ("a100x1", ["bf16: false", "tf32: true"], "tf32"),
+    ],
+)  # fmt: skip
+def test_precision_by_card(profile: str, lines: list[str], precision: str) -> None:
+    assert plan(*lines, profile=profile).choice.precision == precision
+
+
+def test_a_cpu_takes_the_simplest_stage() -> None:
+    assert plan(model="openai-community/gpt2", profile="cpu").choice.zero_stage == 0
+
+
+def test_the_same_plan_twice() -> None:
+    assert plan(model=LLAMA).as_json() == plan(model=LLAMA).as_json()
+
+
+def test_a_neighbour_is_named_with_its_price() -> None:
+    told = " ".join(plan("sequence_len: 8192", "micro_batch_size: 1", "global_batch_size: 8", model=LLAMA).reasons)
+    assert "gradient_checkpointing full: none would be" in told
+    assert "over what may be used" in told
+
+
+def test_steps_by_instruction_and_by_epochs(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"instruction": "a", "output": "b"}\n' * 100)
+    text = f"base_model: {TINY}\ndatasets: [{{path: {data}, type: alpaca}}]\nglobal_batch_size: 8\n"
+    profile = resolve_profile("a100x8")
+    by_epochs = make_plan(loads(text + "num_epochs: 3"), profile, facts(TINY))
+    by_steps = make_plan(loads(text + "max_steps: 7"), profile, facts(TINY))
+    assert by_epochs.schedule.steps == 39  # ceil(100 / 8) in each of three epochs
+    assert by_steps.schedule.steps == 7
+
+
+# --- nothing fits -------------------------------------------------------------------------------------------------
+
+
+def test_three_ways_out_each_of_which_fits() -> None:
+    loaded = said("gradient_checkpointing: none", "batch_size: 8", model=LLAMA)
+    made = make_plan(loaded, resolve_profile("4090x1"), facts(LLAMA))
+    assert not made.fits
+    ways = ways_out(made, loaded, facts(LLAMA))
+    assert len(ways) == 3
+    assert len({way.command for way in ways}) == 3
+    for way in ways:
+        words = way.command.split()
+        assert words[:2] == ["dtrain", "plan"]
+        sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+        again = make_plan(_with(loaded, sets), resolve_profile(words[words.index("--profile") + 1]), facts(LLAMA))
+        assert again.within_headroom, way
+    with pytest.raises(DoesNotFit, match="more than the") as caught:
+        require_fit(made, loaded, facts(LLAMA))
+    assert ways[0].command in str(caught.value.fix)
+
+
+def _with(loaded: Loaded, sets: list[str]) -> Loaded:
+    text = f"base_model: {LLAMA}\ndatasets: [{{path: no/data, type: alpaca}}]\nbatch_size: 8\n"
+    pinned = "" if any("gradient_checkpointing" in one for one in sets) else "gradient_checkpointing: none\n"
+    return loads(text + pinned, sets=sets)
+
+
+# --- contradictions -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "model", "words"),
+    [
+        (["sequence_len: 4096"], "openai-community/gpt2", "learned positions"),
+        (["sequence_parallel_size: 3", "sequence_len: 1200"], TINY, "cannot be divided by 3"),
+        (["adapter: qlora", "load_in_4bit: true", "zero_stage: 3"], TINY, "cannot be sharded"),
+        (["optimizer: adamw_bnb_8bit", "offload_optimizer: cpu", "zero_stage: 2"], TINY, "cannot be offloaded"),
+    ],
+)
+def test_contradictions_have_a_way_out(lines: list[str], model: str, words: str) -> None:
+    with pytest.raises((BadInput, BadInputs)) as caught:
+        plan(*lines, model=model)
+    assert words in str(caught.value)
+    assert "fix" in str(caught.value)
+
+
+def test_a_window_beyond_rotary_positions_is_a_warning() -> None:
+    assert any("beyond the 2048 positions" in line for line in plan("sequence_len: 4096").warnings)
+
+
+def test_a_card_without_bf16_refuses_it() -> None:
+    with pytest.raises(BadInput, match="has no bf16"):
+        plan("bf16: true", profile="t4x1")
+
+
+# --- speed, command line ------------------------------------------------------------------------------------------
+
+
+def test_five_thousand_layouts_in_a_second() -> None:
+    loaded = said("global_batch_size: 720720", model=LLAMA)
+    profile = resolve_profile("a100x8")
+    space = space_of(loaded, profile, facts(LLAMA))
+    sizes = batches(loaded, profile)
+    before = time.process_time()
+    found = search(loaded, facts(LLAMA), profile, space, sizes)
+    seconds = time.process_time() - before
+    assert seconds / len(found.candidates) * 5000 < 1.5  # 0.6 measured; a busy two-core machine gets some room
+
+
+def test_plan_on_the_command_line() -> None:
+    done = CliRunner().invoke(cli, ["plan", "configs/storyteller.yaml", "--profile", "a100x8", "--json"])
+    assert done.exit_code == 0, done.output
+    check_contract(json.loads(done.stdout))
+    words = CliRunner().invoke(cli, ["plan", "configs/storyteller.yaml", "--profile", "a100x8"])
+    for part in ("fits", "◀ peak", "ZeRO stage", "tokens/s"):
+        assert part in words.stdout
+
+
+def test_what_does_not_fit_exits_with_3() -> None:
+    arguments = ["plan", "configs/storyteller.yaml", "--profile", "4090x1", "--set", f"base_model={LLAMA}", "--json"]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 3
+    document = json.loads(done.stdout)
+    assert document["fits"] is False
+    assert len(document["ways_out"]) == 3
+
+
+def test_every_shipped_config_can_be_planned() -> None:
+    for file in Path("configs").glob("*.yaml"):
+        loaded = load(file)
+        name = loaded.config.base_model
+        profile = "cpu" if "tiny" in file.name else "a100x8"
+        assert make_plan(loaded, resolve_profile(profile), facts(name)).fits

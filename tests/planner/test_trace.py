@@ -1,0 +1,83 @@
+"""The closed form and the code that trains cannot drift apart: every family, counted on fake tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dtrain.errors import BadInput
+from dtrain.models.facts import ModelFacts
+from dtrain.models.read import facts_from_config
+from dtrain.planner.setup import AdapterSpec, Dtypes, Setup
+from dtrain.planner.trace import TraceTerm, spec_of, trace_all
+from tests.planner.layouts import layout
+
+SIZE = {
+    "vocab_size": 1000, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 2, "num_attention_heads": 8,
+    "max_position_embeddings": 2048,
+}  # fmt: skip
+GROUPED = {**SIZE, "num_key_value_heads": 2}
+EXPERTS = {**GROUPED, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 192, "head_dim": 32}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "mistral": {**GROUPED, "sliding_window": 128},
+    "qwen2": GROUPED,
+    "qwen3": {**GROUPED, "head_dim": 64},
+    "gemma": {**GROUPED, "head_dim": 32},
+    "gemma3_text": {**GROUPED, "head_dim": 32, "sliding_window": 128},
+    "olmo": GROUPED,
+    "olmo2": GROUPED,
+    "granite": GROUPED,
+    "cohere": GROUPED,
+    "phi": SIZE,
+    "phi3": {**GROUPED, "pad_token_id": 0},
+    "stablelm": GROUPED,
+    "starcoder2": GROUPED,
+    "gpt_neox": SIZE,
+    "smollm3": {**GROUPED, "pad_token_id": 0},
+    "opt": {**SIZE, "ffn_dim": 704, "word_embed_proj_dim": 256, "dropout": 0.0},
+    "mixtral": {**GROUPED, "num_local_experts": 8, "num_experts_per_tok": 2},
+    "olmoe": EXPERTS,
+    "qwen3_moe": EXPERTS,
+}
+CASES = [
+    *((family, "none") for family in FAMILIES),
+    *((family, "full") for family in ("llama", "gemma", "phi", "qwen3_moe")),
+]
+
+
+def model(family: str) -> ModelFacts:
+    return facts_from_config({**FAMILIES[family], "model_type": family}, family, "a test")
+
+
+def traced_layout(family: str, checkpointing: str) -> Setup:
+    return layout(
+        profile="cpu", facts=model(family), sequence_len=512, micro_batch_size=2, checkpointing=checkpointing,
+        attention="sdpa", packed=True, cross_entropy_chunk_tokens=256, dtypes=Dtypes("bf16", "bf16"), accumulation=1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[tuple[str, str], list[TraceTerm]]:
+    """All of them in one child process: starting torch costs more than a trace."""
+    layouts = [(traced_layout(*case), {**FAMILIES[case[0]], "model_type": case[0]}) for case in CASES]
+    return dict(zip(CASES, trace_all(layouts), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "checkpointing"), CASES)
+def test_every_family_within_ten_percent(
+    family: str, checkpointing: str, counted: dict[tuple[str, str], list[TraceTerm]]
+) -> None:
+    terms = {term.name: term for term in counted[family, checkpointing]}
+    assert abs(terms["weights"].error) < 0.001
+    assert abs(terms["kept"].error) < (0.04 if checkpointing == "none" else 0.10), terms["kept"]
+    assert abs(terms["loss_peak"].error) < 0.10, terms["loss_peak"]
+    assert abs(terms["backward_peak"].error) < 0.10, terms["backward_peak"]
+
+
+def test_adapters_are_not_traced() -> None:
+    adapted = layout(adapter=AdapterSpec("lora", 8, frozenset({"q_proj"})))
+    with pytest.raises(BadInput, match="full training"):
+        spec_of(adapted, {"model_type": "llama"})
