@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dtrain.config.load import find_file
+from dtrain.config.load import find_file, load
 from dtrain.config.schema import Config, Dataset
+from dtrain.files import read_json
+from dtrain.paths import RunPaths
 
 BYTES_PER_TOKEN = 4
 """English text in a 32k to 150k vocabulary: 3.5 to 4.6 bytes a token."""
@@ -83,6 +85,43 @@ def _held_out(config: Config, rows: int) -> int:
         return 0
     size = config.val_set_size
     return min(rows - 1, round(size * rows) if size < 1 else round(size)) if rows > 1 else 0
+
+
+# --- what a run has counted ---------------------------------------------------------------------------------------
+
+DATA_KEYS = (
+    "base_model", "tokenizer_type", "tokenizer_config", "train_tokenizer", "special_tokens", "tokens", "chat_template",
+    "chat_template_jinja", "datasets", "test_datasets", "val_set_size", "sequence_len", "train_on_inputs",
+    "excess_length_strategy", "min_sample_len", "dataset_exact_deduplication", "seed",
+)  # fmt: skip
+"""What decides which rows and tokens there are."""
+
+
+def counted_before(config: Config) -> DataCounts | None:
+    """The counts of an earlier run in the same `output_dir` on the same data; None where there is none.
+
+    Exact for rows that are not packed. Packed slots follow from the tokens: the packer fills 0.999 of a slot.
+    """
+    if config.output_dir is None:
+        return None
+    paths = RunPaths(Path(config.output_dir))
+    if not (paths.data.is_file() and paths.config.is_file()):
+        return None
+    earlier = load(paths.config).config
+    if any(getattr(earlier, key) != getattr(config, key) for key in DATA_KEYS):
+        return None
+    told = read_json(paths.data)
+    train, held_out = told["train"], told["eval"] or {"rows": 0}
+    packed = math.ceil(train["tokens"] / (0.999 * config.sequence_len))
+    return DataCounts(
+        rows=train["rows"],
+        tokens=train["tokens"],
+        trained_tokens=train["trained_tokens"],
+        slots=packed if config.sample_packing else train["rows"],
+        eval_rows=held_out["rows"],
+        exact=not config.sample_packing,
+        source=f"counted by the run in {config.output_dir}",
+    )
 
 
 # --- files --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from dtrain.planner.batch import batches
 from dtrain.planner.choice import Choice
 from dtrain.planner.choose import Candidate, search
 from dtrain.planner.cost import RunCounts, RunTime, checkpoint_seconds, estimate_run
-from dtrain.planner.counts import DataCounts, estimate_counts
+from dtrain.planner.counts import DataCounts, counted_before, estimate_counts
 from dtrain.planner.explain import reasons
 from dtrain.planner.memory import TERMS, Memory
 from dtrain.planner.pins import space_of
@@ -124,7 +124,7 @@ def make_plan(loaded: Loaded, profile: Profile, facts: ModelFacts, counts: DataC
     sizes = batches(loaded, profile)
     found = search(loaded, facts, profile, space, sizes)
     best = found.best
-    counts = counts or estimate_counts(loaded.config, loaded.file)
+    counts = counts or counted_before(loaded.config) or estimate_counts(loaded.config, loaded.file)
     schedule = schedule_of(loaded, counts, best)
     run = run_time(loaded, counts, schedule, best)
     return Plan(

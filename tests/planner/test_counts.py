@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.config.load import loads
+from dtrain.config.load import dump, loads
 from dtrain.config.schema import Config
-from dtrain.planner.counts import BYTES_PER_TOKEN, estimate_counts
+from dtrain.planner.counts import BYTES_PER_TOKEN, counted_before, estimate_counts
 
 ROW = {"instruction": "a question", "output": "word " * 40}
 
@@ -71,3 +71,17 @@ def test_a_broken_list_is_still_counted(tmp_path: Path) -> None:
     broken = tmp_path / "rows.json"
     broken.write_text('[{"instruction": "a", "out')
     assert estimate_counts(config(broken), None).rows >= 1
+
+
+def test_an_earlier_run_on_the_same_data_has_counted(tmp_path: Path, jsonl: Path) -> None:
+    output = tmp_path / "out"
+    same = config(jsonl, f"output_dir: {output}", "learning_rate: 1e-4")
+    (output / "dtrain").mkdir(parents=True)
+    (output / "dtrain" / "config.yaml").write_text(dump(config(jsonl, f"output_dir: {output}")))
+    told = {"train": {"rows": 47, "tokens": 2500, "trained_tokens": 2000}, "eval": None}
+    (output / "dtrain" / "data.json").write_text(json.dumps(told))
+    counts = counted_before(same)
+    assert counts is not None
+    assert (counts.rows, counts.tokens, counts.slots, counts.exact) == (47, 2500, 47, True)
+    assert counted_before(config(jsonl, f"output_dir: {output}", "sequence_len: 64")) is None
+    assert counted_before(config(jsonl)) is None
