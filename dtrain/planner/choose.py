@@ -11,9 +11,10 @@ from dtrain.hardware.profiles import Profile
 from dtrain.models.facts import ModelFacts
 from dtrain.planner.batch import Batches
 from dtrain.planner.choice import Choice
+from dtrain.planner.layout import setup_from
 from dtrain.planner.memory import Memory, estimate_memory
 from dtrain.planner.pins import Space
-from dtrain.planner.setup import Setup, setup_from
+from dtrain.planner.setup import Setup
 from dtrain.planner.throughput import StepTime, estimate_time
 
 HEADROOM = 0.08

@@ -16,9 +16,10 @@ from dtrain.config.load import loads
 from dtrain.hardware.profiles import resolve_profile
 from dtrain.models.hub import load_facts
 from dtrain.planner.choice import Choice
+from dtrain.planner.layout import setup_from
 from dtrain.planner.memory import TERMS, estimate_memory, moments
 from dtrain.planner.optimizers import OPTIMIZERS, optimizer_spec
-from dtrain.planner.setup import AdapterSpec, Dtypes, Setup, setup_from
+from dtrain.planner.setup import AdapterSpec, Dtypes, Setup
 from dtrain.planner.states import States
 from dtrain.units import GIB
 from tests.planner.layouts import facts, layout
