@@ -72,7 +72,16 @@ def _best_by_value(search: Search, name: str) -> Iterable[Candidate]:
         if value != getattr(best.choice, name) and _same_but(best, one, name):
             others.setdefault(value, []).append(one)
     found = [min(group, key=lambda one: one.seconds_per_sample) for group in others.values()]
+    if name == "micro_batch_size":  # the next larger and the next smaller; what is far away says nothing
+        mine = best.choice.micro_batch_size
+        larger = [one for one in found if one.choice.micro_batch_size > mine]
+        smaller = [one for one in found if one.choice.micro_batch_size < mine]
+        return [*sorted(larger, key=_micro)[:1], *sorted(smaller, key=_micro)[-1:]]
     return sorted(found, key=lambda one: (one.seconds_per_sample, one.complexity))
+
+
+def _micro(one: Candidate) -> int:
+    return one.choice.micro_batch_size
 
 
 def _same_but(best: Candidate, other: Candidate, name: str) -> bool:
