@@ -18,8 +18,10 @@ def memory(size_gib: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`12 s`, `3 min 20 s`, `4 h 05 min`, `2 d 3 h`."""
+    """`12 ms`, `0.4 s`, `12 s`, `3 min 20 s`, `4 h 05 min`, `2 d 3 h`."""
     whole = round(seconds)
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     if whole < 60:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -25,10 +27,9 @@ from dtrain.launch.ending import (
     FAILED,
     INTERRUPTED,
     Ending,
-    last_checkpoint,
+    interrupted,
     put_aside,
     read_or_none,
-    step_reached,
 )
 from dtrain.launch.process import adopt_orphans, die_with_parent, end_run_processes, send
 from dtrain.launch.ranks import Ranks, first_failure, how_it_ended, was_interrupted
@@ -41,6 +42,8 @@ LAST_WORDS_SECONDS = 0.5
 """After the first dead rank, so that the others' error files tell who was really first."""
 PORT_TRIES = 5
 ASK_AGAIN_SECONDS = 0.5
+RESERVED_BYTES = 64 * 2**10
+"""Held by supervisor.lock while the run lives: a full disk must not keep it from saying how it ended."""
 ALREADY_RUN = 3
 """This process's own exit code when another supervisor holds the run, or it has ended; nothing was started."""
 
@@ -200,10 +203,7 @@ class Supervision:
         return None
 
     def _interrupted(self, how: str) -> Ending:
-        saved = last_checkpoint(self.paths)
-        step = step_reached(self.paths)
-        kept = f"the checkpoint of step {saved} is kept" if saved is not None else "no checkpoint was saved yet"
-        return Ending.now(self.paths, INTERRUPTED, f"{how} at step {step}; {kept}")
+        return interrupted(self.paths, how)
 
 
 def deaf_child() -> None:
@@ -223,9 +223,20 @@ def has_begun(paths: RunPaths) -> bool:
 def supervise(paths: RunPaths, spec: LaunchSpec, stop: StopRequests) -> Ending:
     """Run it to its end, sweep, and write exit.json."""
     ending = watched(paths, spec, lambda: Supervision(paths, spec, stop))
+    ending = with_room_to_speak(paths, ending)
     ending.write(paths)
     print(f"run {spec.run_id}: {ending.reason} (exit code {ending.code})", flush=True)
     return ending
+
+
+def with_room_to_speak(paths: RunPaths, ending: Ending) -> Ending:
+    """Free what was reserved, so that exit.json and the log's last lines fit on a disk that the run has filled; ranks
+    that died of it could not say so."""
+    full = shutil.disk_usage(paths.run).free < RESERVED_BYTES
+    os.truncate(paths.supervisor_lock, 0)
+    if not full or ending.code != FAILED:
+        return ending
+    return replace(ending, reason=f"{ending.reason}; its disk is full: free space there, then `dtrain resume`")
 
 
 def watched(paths: RunPaths, spec: LaunchSpec, supervision: Callable[[], Supervision]) -> Ending:
@@ -234,7 +245,8 @@ def watched(paths: RunPaths, spec: LaunchSpec, supervision: Callable[[], Supervi
         os.chdir(spec.working_directory)
         ending = supervision().run()
     except (DtrainError, OSError) as error:
-        print(f"[dtrain] {error}", flush=True)
+        with contextlib.suppress(OSError):  # the disk of the log may be full
+            print(f"[dtrain] {error}", flush=True)
         ending = Ending.now(paths, FAILED, f"the supervisor: {error}")
     for process in end_run_processes(spec.run_id, below=os.getpid()):
         print(f"[dtrain] process {process.pid} cannot be killed (state {process.state})", flush=True)
@@ -249,6 +261,8 @@ def lock(paths: RunPaths) -> int | None:
     except BlockingIOError:
         os.close(handle)
         return None
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, bytes(RESERVED_BYTES), 0)
     return handle
 
 

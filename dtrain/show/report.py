@@ -22,7 +22,7 @@ from dtrain.launch.runlogs import last_lines
 from dtrain.launch.standing import never_began
 from dtrain.paths import RunPaths
 from dtrain.show.console import print_pairs
-from dtrain.units import duration
+from dtrain.units import duration, memory
 
 LOG_LINES = 25
 
@@ -89,6 +89,8 @@ def _figure(value: Any, unit: str) -> str:
         return ""
     if unit == "duration":
         return duration(value)
+    if unit == "GiB":
+        return memory(value)
     text = f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
     return f"{text} {unit}".strip()
 

@@ -102,9 +102,18 @@ def metrics(paths: RunPaths) -> list[dict[str, Any]]:
     return [json.loads(line) for line in paths.metrics.read_text().splitlines() if line.endswith("}")]
 
 
+def has_logged(paths: RunPaths, step: int) -> bool:
+    return any(line["step"] >= step for line in metrics(paths))
+
+
 def reached(paths: RunPaths, step: int) -> Callable[[], bool]:
-    """For `wait_until`: the run has logged this step."""
-    return lambda: any(line["step"] >= step for line in metrics(paths))
+    """For `wait_until`: the run has logged this step. A run that ends before it is a failed test at once."""
+
+    def look() -> bool:
+        assert not paths.exit.exists(), paths.exit.read_text()
+        return has_logged(paths, step)
+
+    return look
 
 
 def said(paths: RunPaths) -> dict[str, Any]:

@@ -221,6 +221,28 @@ def test_a_disk_that_fills_and_a_port_that_is_taken(place: Place) -> None:
         assert metrics(run)[-1]["step"] == 60
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("e2e")
+def test_a_disk_without_a_single_free_byte(place: Place) -> None:
+    """Neither metrics nor logs can be written, and the run still says what happened."""
+    disk = place.folder / "disk"
+    with small_disk(disk, 16):
+        settings = ("output_dir=disk/out", "max_steps=2000", "num_epochs=200", "save_steps=5", "shuffle=false")
+        started = place.dtrain(*LAUNCH, "--detach", *(word for one in settings for word in ("--set", one)))
+        assert started.code == 0, started.err
+        run = place.run("disk/out")
+        wait_until(reached(run, 10))
+        filled = subprocess.run(
+            ["dd", "if=/dev/zero", f"of={disk / 'filler'}", "bs=4096"], capture_output=True, check=False
+        )
+        assert filled.returncode == 1  # it went on until there was no space
+        wait_until(run.exit.exists)
+        assert said(run)["code"] == 1
+        assert "its disk is full: free space there, then `dtrain resume`" in said(run)["reason"]
+        wait_until(lambda: place.processes() == [])
+        assert place.dtrain("status", "tiny", "--json").document["state"] == "failed"
+
+
 FAKE_PYTHON = """\
 #!/bin/sh
 [ "$1" = --version ] && echo "Python 3.9.2" && exit

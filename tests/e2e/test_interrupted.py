@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from dtrain.launch.standing import Supervisor
 from dtrain.paths import RunPaths
 from tests.e2e import wandb_stub
-from tests.e2e.cli import CLOSED, Place, metrics, rank_pid, reached, said, wait_until
+from tests.e2e.cli import CLOSED, Place, has_logged, metrics, rank_pid, reached, said, wait_until
 from tests.e2e.conftest import make_place_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("e2e")]
@@ -21,9 +20,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("e2e")]
 STEPS = 60
 RUN = (
     "launch", "tiny.yaml", "--profile", "cpu", "--set", f"max_steps={STEPS}", "--set", "num_epochs=7",
-    "--set", "save_steps=4",
+    "--set", "save_steps=4", "--set", "logging_steps=2",
     "--set", "zero_stage=2", "--set", "val_set_size=4", "--set", "eval_steps=20", "--set", "wandb_project=stories",
 )  # fmt: skip
+LOGGED = [1, *range(2, STEPS + 1, 2)]
 KEY = {"WANDB_API_KEY": "a" * 40}
 
 
@@ -53,7 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Place:
     [offline] = (run.run / "wandb").glob("offline-run-*")
     assert list(offline.glob("run-*.wandb"))
     assert said(run)["code"] == 0
-    assert [line["step"] for line in metrics(run)] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in metrics(run)] == LOGGED
     assert place.processes() == []
     return place
 
@@ -107,7 +107,7 @@ def one_wandb_run(server: wandb_stub.Server, run: RunPaths) -> None:
     """One id over three lives; every step arrived, and once a life: only one rank speaks."""
     assert server.run_ids == {json.loads((run.run / "wandb.json").read_text())["run_id"]}
     steps = [row["step"] for rows in server.streamed.values() for row in rows if "loss" in row]
-    assert set(range(31, STEPS + 1)) <= set(steps)
+    assert set(range(32, STEPS + 1, 2)) <= set(steps)
     assert len(server.lives) == 3
 
 
@@ -115,17 +115,19 @@ def test_ctrl_c_twice_then_once(place: Place, uninterrupted: list[tuple[Any, ...
     """And W&B's server is not there, all the while."""
     run = place.run("out")
     env = {**KEY, "WANDB_BASE_URL": CLOSED, "WANDB_INIT_TIMEOUT": "1"}
-    code, words = interrupted(place, reached(run, 10), twice=True, arguments=RUN, env=env)
+    code, words = interrupted(place, 10, twice=True, arguments=RUN, env=env)
     assert code == 130, words
     assert "`wandb sync" in words
     assert said(run)["code"] == 75
     assert place.processes() == []
 
-    code, words = interrupted(place, reached(run, 30), twice=False, arguments=("resume", "tiny"), env=env)
+    code, words = interrupted(place, 30, twice=False, arguments=("resume", "tiny"), env=env)
     assert code == 75, words
     step = said(run)["step"]
     assert (run.checkpoint(step) / "manifest.json").exists()
-    assert metrics(run)[-1]["step"] == step
+    assert metrics(run)[-1]["step"] == step - step % 2
+    assert f"stopped after step {step}, everything is saved" in words
+    assert place.dtrain("status", "tiny", "--json").document["step"] == step
     assert f"go on after step {step}" in words
     assert place.processes() == []
 
@@ -135,12 +137,12 @@ def test_ctrl_c_twice_then_once(place: Place, uninterrupted: list[tuple[Any, ...
 
 
 def interrupted(
-    place: Place, ready: Callable[[], bool], *, twice: bool, arguments: tuple[str, ...], env: dict[str, str]
+    place: Place, step: int, *, twice: bool, arguments: tuple[str, ...], env: dict[str, str]
 ) -> tuple[int, str]:
-    """Ctrl-C as a terminal sends it: to every process of the foreground's group. Exit code and words."""
+    """Ctrl-C at this step, as a terminal sends it: to every process of the foreground's group. Exit code and words."""
     with place.start(*arguments, env=env) as client:
         assert client.stdout is not None
-        wait_until(lambda: ready() or client.poll() is not None)
+        wait_until(lambda: has_logged(place.run("out"), step) or client.poll() is not None)
         os.killpg(client.pid, signal.SIGINT)
         if twice:
             words = read_until(client.stdout, "Ctrl-C again")
