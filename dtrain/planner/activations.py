@@ -110,7 +110,7 @@ def _mlp_working(key: ActivationKey, layer: Layer) -> float:
         tile = min(1.0, facts.hidden_size / key.window)  # ALST takes about hidden_size tokens a tile
         return key.width * (2 * facts.hidden_size + 7 * inner * tile)
     gradients = 3 if facts.gated_mlp else 2
-    routed = _routing_saved(key, layer) / 2  # gradients of the scattered and scaled rows
+    routed = _routing_saved(key, layer) * (1 if key.fp32_routing else 0.5)  # gradients of scattered and scaled rows
     working = key.width * (facts.hidden_size + gradients * inner) + routed
     return working - inner * key.keeps_input(*parts_of(facts, layer).downs)
 
