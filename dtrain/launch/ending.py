@@ -57,6 +57,13 @@ class Ending:
         return "interrupted" if self.code == INTERRUPTED else "failed"
 
 
+def interrupted(paths: RunPaths, how: str) -> Ending:
+    """The ending of a run that can go on, with what it goes on from."""
+    saved = last_checkpoint(paths)
+    kept = f"the checkpoint of step {saved} is kept" if saved is not None else "no checkpoint was saved yet"
+    return Ending.now(paths, INTERRUPTED, f"{how} at step {step_reached(paths)}; {kept}")
+
+
 def read_or_none(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is no such file. Files are whole or absent: a broken one was damaged."""
     try:
