@@ -5,7 +5,8 @@
      where to meet)     whom)                    an ending of its own)               one exit.json, or another life)
 
 `python -m dtrain.launch.nodes begin RUN_FOLDER NODE...` prints the address and port at which the nodes meet.
-`python -m dtrain.launch.nodes end RUN_FOLDER NODE... [--again]` prints `again`, or the exit code of the run.
+`python -m dtrain.launch.nodes end RUN_FOLDER NODE... [--again] [--told] [--note WHY]` prints `again`, or the run's exit
+code.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dtrain.errors import RunFailed
-from dtrain.launch.ending import DONE, FAILED, INTERRUPTED, Ending, put_aside
+from dtrain.launch.ending import DONE, FAILED, INTERRUPTED, Ending, interrupted, put_aside
 from dtrain.launch.network import free_port, link_towards
 from dtrain.paths import RunPaths
 
@@ -58,11 +60,25 @@ def parted(meeting: str) -> tuple[str, int]:
     return address.strip("[]"), int(port)
 
 
-def end(paths: RunPaths, nodes: Sequence[str], may_go_on: bool) -> Ending | None:
+@dataclass(frozen=True)
+class Verdict:
+    """What the batch script knows about the end of its steps."""
+
+    again: bool = False
+    """An interrupted run is to go on: no exit.json."""
+    told: bool = False
+    """The steps were told to stop; a node without an ending did not live to write one."""
+    note: str = ""
+    """Why an interrupted run does not go on by itself."""
+
+
+def end(paths: RunPaths, nodes: Sequence[str], verdict: Verdict) -> Ending | None:
     """One ending of the whole run, written to exit.json; None when it was interrupted and is to go on."""
-    ending = first_ending(paths, wait_for_endings(paths, len(nodes)), nodes)
-    if ending.code == INTERRUPTED and may_go_on:
+    ending = first_ending(paths, wait_for_endings(paths, len(nodes)), nodes, verdict.told)
+    if ending.code == INTERRUPTED and verdict.again:
         return None
+    if ending.code == INTERRUPTED and verdict.note:
+        ending = replace(ending, reason=f"{ending.reason}; {verdict.note}")
     ending.write(paths)
     return ending
 
@@ -78,12 +94,14 @@ def wait_for_endings(paths: RunPaths, nodes: int) -> list[Ending | None]:
         time.sleep(0.1)
 
 
-def first_ending(paths: RunPaths, endings: Sequence[Ending | None], nodes: Sequence[str]) -> Ending:
+def first_ending(paths: RunPaths, endings: Sequence[Ending | None], nodes: Sequence[str], told: bool = False) -> Ending:
     """What came first of all that went wrong: the other nodes mostly complain about it."""
     wrong = [one for one in endings if one is not None and one.code != DONE]
     if wrong:
         return min(wrong, key=lambda ending: ending.ended)
     silent = [name for name, ending in zip(nodes, endings, strict=True) if ending is None]
+    if silent and told:
+        return interrupted(paths, "stopped on request")
     if silent:
         who = "the supervisor" if len(nodes) == 1 else f"node {', '.join(silent)}"
         return Ending.now(paths, FAILED, f"{who} ended without a word; see {paths.job_log.name}")
@@ -96,11 +114,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("nodes", nargs="+")
     parser.add_argument("--again", action="store_true", help="an interrupted run is to go on")
+    parser.add_argument("--told", action="store_true", help="the nodes were told to stop")
+    parser.add_argument("--note", default="", help="why an interrupted run does not go on by itself")
     told = parser.parse_args(arguments)
     paths = RunPaths.of(told.folder)
     if told.act == "begin":
         return _begin(paths, told.nodes)
-    ending = end(paths, told.nodes, told.again)
+    ending = end(paths, told.nodes, Verdict(told.again, told.told, told.note))
     print(AGAIN if ending is None else ending.code)
     return 0
 

@@ -1,0 +1,228 @@
+"""A SLURM cluster of two nodes on this machine: real slurmctld, slurmd and munge from the distribution's packages.
+
+Each node has a network, a host name and a process list of its own, so that addresses, interfaces and orphans are what
+they are on two machines; killing a node's first process is pulling its plug. Needs root.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "ip", "unshare")
+PACKAGES = "slurm-wlm munge iproute2"
+CONF = """\
+ClusterName=dtrain
+SlurmctldHost={host}({network}.1)
+SlurmUser=root
+SlurmdUser=root
+SlurmctldPort=16817
+AuthType=auth/munge
+AuthInfo=socket={base}/munge.sock,cred_expire=10
+CredType=cred/munge
+StateSaveLocation={base}/state
+SlurmdSpoolDir={base}/spool/%n
+SlurmctldPidFile={base}/slurmctld.pid
+SlurmdPidFile={base}/slurmd-%n.pid
+SlurmctldLogFile={base}/slurmctld.log
+SlurmdLogFile={base}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0,batch_sched_delay=0
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+ReturnToService=2
+SlurmdParameters=config_overrides
+SlurmctldTimeout=30
+SlurmdTimeout=5
+InactiveLimit=0
+MinJobAge=300
+KillWait=4
+WaitTime=0
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+GresTypes=gpu
+{nodes}
+PartitionName=low  Nodes=ALL Default=YES MaxTime=1:00:00 DefaultTime=10:00 State=UP PriorityTier=1  PreemptMode=REQUEUE GraceTime=20
+PartitionName=hasty Nodes=ALL MaxTime=1:00:00 DefaultTime=10:00 State=UP PriorityTier=1  PreemptMode=REQUEUE GraceTime=0
+PartitionName=high Nodes=ALL MaxTime=1:00:00 DefaultTime=10:00 State=UP PriorityTier=10 PreemptMode=OFF
+"""
+NODE = (
+    "NodeName={name} NodeHostname={name} NodeAddr={address} CPUs=4 Boards=1 SocketsPerBoard=1 CoresPerSocket=4 "
+    "ThreadsPerCore=1 RealMemory=64000 Gres=gpu:fake:2 State=UNKNOWN"
+)
+START_SECONDS = 20.0
+NAMES = ("slurm1", "slurm2")
+
+
+def lacking() -> str | None:
+    """Why there can be no cluster here."""
+    if os.geteuid() != 0:
+        return "not root: network namespaces need it"
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    missing = [program for program in NEEDED if shutil.which(program, path=path) is None]
+    return f"{', '.join(missing)} missing: apt-get install {PACKAGES}" if missing else None
+
+
+def run(*command: str | Path, **more: object) -> str:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **more)  # type: ignore[call-overload]
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return str(done.stdout)
+
+
+@dataclass
+class Cluster:
+    base: Path
+    names: list[str]
+    network: str = "10.78.0"
+    bridge: str = "slurmbr0"
+    slurmd: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+        return {**os.environ, "SLURM_CONF": str(self.base / "slurm.conf"), "PATH": path}
+
+    def address(self, name: str) -> str:
+        return f"{self.network}.{11 + self.names.index(name)}"
+
+    def __call__(self, *command: str) -> str:
+        """A SLURM command."""
+        return run(*command, env=self.environment)
+
+    # --- its life -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._write()
+        self._network()
+        run(
+            "munged", "-f", "--num-threads=2", f"--key-file={self.base}/munge/key", f"--socket={self.base}/munge.sock",
+            f"--pid-file={self.base}/munged.pid", f"--log-file={self.base}/munge/log",
+            f"--seed-file={self.base}/munge/seed", env=self.environment,
+        )  # fmt: skip
+        run("slurmctld", "-c", env=self.environment)
+        for name in self.names:
+            self.boot(name)
+        self.wait_idle()
+
+    def _write(self) -> None:
+        for folder in ("state", "spool", "munge"):
+            (self.base / folder).mkdir(parents=True)
+        self.base.chmod(0o755)
+        (self.base / "munge").chmod(0o700)
+        (self.base / "munge/key").write_bytes(secrets.token_bytes(128))
+        (self.base / "munge/key").chmod(0o400)
+        host = os.uname().nodename.split(".")[0]
+        nodes = "\n".join(NODE.format(name=name, address=self.address(name)) for name in self.names)
+        text = CONF.format(base=self.base, host=host, network=self.network, nodes=nodes)
+        (self.base / "slurm.conf").write_text(text)
+        gres = "".join(f"NodeName={name} Name=gpu Type=fake File=/dev/null,/dev/zero\n" for name in self.names)
+        (self.base / "gres.conf").write_text(gres)
+        (self.base / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+
+    def _network(self) -> None:
+        host = os.uname().nodename.split(".")[0]
+        run("ip", "link", "add", self.bridge, "type", "bridge")
+        run("ip", "addr", "add", f"{self.network}.1/24", "dev", self.bridge)
+        run("ip", "link", "set", self.bridge, "up")
+        hosts = ["127.0.0.1 localhost", f"{self.network}.1 {host}", *(f"{self.address(n)} {n}" for n in self.names)]
+        for name in self.names:
+            run("ip", "netns", "add", name)
+            run("ip", "link", "add", f"v{name}", "type", "veth", "peer", "name", "fabric0", "netns", name)
+            run("ip", "link", "set", f"v{name}", "master", self.bridge, "up")
+            run("ip", "-n", name, "addr", "add", f"{self.address(name)}/24", "dev", "fabric0")
+            run("ip", "-n", name, "link", "set", "fabric0", "up")
+            run("ip", "-n", name, "link", "set", "lo", "up")
+            folder = Path("/etc/netns") / name
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "hosts").write_text("\n".join(hosts) + "\n")
+
+    def boot(self, name: str) -> None:
+        """Start a node: a new process list whose first process is slurmd."""
+        self.slurmd[name] = subprocess.Popen(
+            [
+                "ip", "netns", "exec", name, "unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
+                "sh", "-c", f"hostname {name}; exec slurmd -D -N {name}",
+            ],
+            env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def pull_the_plug(self, name: str) -> None:
+        """Every process of the node is gone at once."""
+        self.slurmd[name].kill()
+        self.slurmd[name].wait()
+
+    def stop(self) -> None:
+        for name in self.names:
+            self.pull_the_plug(name)
+        for pid_file in ("slurmctld.pid", "munged.pid"):
+            with suppress(OSError, ValueError):
+                os.kill(int((self.base / pid_file).read_text()), signal.SIGTERM)
+        for name in self.names:
+            subprocess.run(["ip", "netns", "del", name], check=False)
+            shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
+        subprocess.run(["ip", "link", "del", self.bridge], check=False)
+
+    # --- what tests do with it ----------------------------------------------------------------------------------------
+
+    def states(self) -> list[str]:
+        return self("sinfo", "--noheader", "--Node", "--partition=low", "--format=%T").split()
+
+    def wait_idle(self) -> None:
+        """No job, and every node ready."""
+        deadline = time.monotonic() + START_SECONDS
+        while self.states() != ["idle"] * len(self.names):
+            assert time.monotonic() < deadline, f"nodes are {self.states()}"
+            time.sleep(0.05)
+
+    def clear(self) -> None:
+        """Cancel everything, and wake every node."""
+        self("scancel", "--state=PENDING", "--user=root")
+        self("scancel", "--state=RUNNING", "--user=root", "--signal=KILL", "--full")
+        self("scancel", "--user=root")
+        for name in self.names:
+            if self.slurmd[name].poll() is not None:
+                self.boot(name)
+            subprocess.run(
+                ["scontrol", "update", f"nodename={name}", "state=resume"], env=self.environment, capture_output=True
+            )
+        self.wait_idle()
+
+    def inside(self, name: str, *command: str) -> str:
+        return run("ip", "netns", "exec", name, *command, env=self.environment)
+
+
+@contextmanager
+def running(base: Path) -> Iterator[Cluster]:
+    remove_leftovers()
+    cluster = Cluster(base, list(NAMES))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def remove_leftovers() -> None:
+    """Of a test session that was killed."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
+    if NAMES[0] not in listed.split():
+        return
+    for name in NAMES:
+        pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False).stdout
+        for pid in pids.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    subprocess.run(["ip", "link", "del", "slurmbr0"], capture_output=True, check=False)
