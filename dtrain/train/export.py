@@ -13,13 +13,14 @@ from torch import Tensor
 from dtrain.config.schema import Config
 from dtrain.errors import RunFailed
 from dtrain.files import sync_file, sync_folder
+from dtrain.train import adapters
 from dtrain.train.loss import LossModel
 from dtrain.train.model import DTYPES
 from dtrain.train.ranks import Ranks
 from dtrain.train.state_files import stored_in, whole_master
 
 
-def whole_weights(model: Any, is_first: bool) -> Iterator[tuple[str, Tensor | None]]:
+def whole_weights(model: Any, is_first: bool, only_trained: bool = False) -> Iterator[tuple[str, Tensor | None]]:
     """Each entry of the model's state dict, whole on the CPU of rank 0; None on the others, who only help to gather.
 
     A collective at ZeRO-3: every rank must walk it to its end.
@@ -28,7 +29,7 @@ def whole_weights(model: Any, is_first: bool) -> Iterator[tuple[str, Tensor | No
 
     seen: dict[int, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) in seen:  # tied weights are written once
+        if id(tensor) in seen or (only_trained and not tensor.requires_grad):  # tied weights are written once
             continue
         seen[id(tensor)] = name
         sharded = [tensor] if hasattr(tensor, "ds_id") else []
@@ -42,7 +43,9 @@ def export(loss_model: LossModel, tokenizer: Any, folder: Path, ranks: Ranks, st
     `stop_tokens`: what trained turns end in; generation stops there, whatever the base model said.
     """
     model = loss_model.model
-    weights = {name: tensor for name, tensor in whole_weights(model, ranks.is_first) if tensor is not None}
+    adapted = bool(getattr(model, "peft_config", None))  # then the base stays where it is
+    gathered = whole_weights(model, ranks.is_first, only_trained=adapted)
+    weights = {name: tensor for name, tensor in gathered if tensor is not None}
     if ranks.is_first:
         beside = folder / ".export.part"
         shutil.rmtree(beside, ignore_errors=True)
@@ -84,20 +87,22 @@ def export_checkpoint(folder: Path, config: Config, precision: str, tokenizer_fo
 
 def verify(folder: Path, weights: dict[str, Tensor], model_class: type[Any]) -> None:
     """Load the folder as a stranger would and compare every tensor, bit for bit, with what was trained."""
-    loaded, told = model_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    wrong = {
-        kind: sorted(map(str, told[kind]))
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if told.get(kind)
-    }
-    found = loaded.state_dict()
+    if adapters.is_adapter(folder):
+        found = {name.removeprefix("base_model.model."): t for name, t in adapters.read(folder).state_dict().items()}
+        wrong = {}
+    else:
+        loaded, told = model_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
+        found = loaded.state_dict()
+        kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+        wrong = {kind: sorted(map(str, told[kind])) for kind in kinds if told.get(kind)}
     different = [
-        name for name, tensor in weights.items()
-        if name not in found or found[name].shape != tensor.shape or not torch.equal(found[name], tensor)
-    ]  # fmt: skip
+        name
+        for name, tensor in weights.items()  # peft reads 16-bit adapters as fp32
+        if name not in found or not torch.equal(found[name].to(tensor.dtype), tensor)
+    ]
     if wrong or different:
         raise RunFailed(
             f"the exported model does not reload as it was trained: {wrong or ''} {different[:5] or ''}",
             file=str(folder),
             fix="the checkpoints are untouched; `dtrain export` writes the model again",
-        )  # fmt: skip
+        )

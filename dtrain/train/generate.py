@@ -13,6 +13,7 @@ from dtrain.config.schema import Config, PromptFormat
 from dtrain.data.formats import ALPACA, with_bos
 from dtrain.data.tokenizer import Encoder
 from dtrain.errors import BadInput
+from dtrain.train import adapters
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,12 @@ def read_model(folder: Path) -> Any:
     logging.disable_progress_bar()
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     dtype = "auto" if device.type == "cuda" else torch.float32
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    model = (
+        adapters.read(folder, dtype)
+        if adapters.is_adapter(folder)
+        else AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    )
+    return model.to(device).eval()
 
 
 def prompt_ids(config: Config | None, tokenizer: Any, said: str) -> list[int]:

@@ -18,6 +18,7 @@ from dtrain.config.schema import Config
 from dtrain.data.rows import TokenRows
 from dtrain.data.schedule import MicroBatch, Schedule, Step
 from dtrain.planner.choice import Choice
+from dtrain.train.adapters import evaluating
 from dtrain.train.batch import Batch, Slots, flat_batch, padded_batch
 from dtrain.train.engine import clip_gradients, clips_itself, gradient_norm, set_learning_rate
 from dtrain.train.lr import LearningRate
@@ -195,12 +196,10 @@ def metrics(
 def evaluate(run: Training) -> float:
     """Held-out loss: summed over all trained tokens of the held-out rows, divided by their number."""
     assert run.eval_rows is not None
-    run.engine.eval()
     total = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
-    with torch.no_grad():
+    with evaluating(run.engine):
         for dealt in run.eval_micro:
             total += run.engine(run.share_of(run.eval_rows, dealt)).double()
-    run.engine.train()
     return run.ranks.total(total.item()) / int(run.eval_rows.trained.sum())
 
 

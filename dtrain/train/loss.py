@@ -155,7 +155,9 @@ class _Head(nn.Module):
 
     @property
     def linear(self) -> Any:
-        return self._linear[0]
+        """The output matrix; where peft trains a copy of it (`lora_modules_to_save`), that copy."""
+        copies = getattr(self._linear[0], "modules_to_save", None)
+        return self._linear[0] if copies is None else copies["default"]
 
     def forward(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
         weight, bias = self.linear.weight, getattr(self.linear, "bias", None)

@@ -15,7 +15,7 @@ from torch import nn
 from dtrain.config.schema import Config
 from dtrain.errors import BadInput
 from dtrain.planner.choice import Choice
-from dtrain.train import attention
+from dtrain.train import adapters, attention
 from dtrain.train.batch import flat_batch, padded_batch
 from dtrain.train.loss import LossModel
 
@@ -71,6 +71,9 @@ def load_model(
             model = transformers.AutoModelForCausalLM.from_config(described, **told)
             draw_weights(model, config.seed)
         else:
+            quantized = adapters.quantization(config, DTYPES[choice.precision])
+            if quantized is not None:
+                told["quantization_config"] = quantized
             model = auto.from_pretrained(source, revision=config.revision_of_model, **told)
     if tokenizer_size > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(tokenizer_size, mean_resizing=choice.zero_stage != 3)
@@ -79,6 +82,8 @@ def load_model(
         # without re-entry, recomputed tensors are compared with saved ones, and ZeRO-3 has freed those parameters
         model.gradient_checkpointing_enable({"use_reentrant": choice.zero_stage == 3 if said is None else said})
     model.config.use_cache = False
+    if config.adapter is not None:
+        adapters.add(model, config, choice)
     return model
 
 
@@ -169,15 +174,12 @@ def self_test(run: LossModel, forward: nn.Module, layout: Layout, device: torch.
         batch = flat_batch(rows, [(0, 1)], device)
     else:
         batch = padded_batch(rows, [(0,), (1,)], device, filler_id=0)
-    was_training = run.training
-    forward.eval()
-    with torch.no_grad():
+    with adapters.evaluating(forward):
         together = forward(batch).item()
         alone = 0.0
         for row in (0, 1):
             ids = torch.from_numpy(rows.ids(row).astype(np.int64)).to(device)[None]
             logits = run.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
             alone += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
-    forward.train(was_training)
     off = abs(together - alone) / max(abs(alone), 1e-9)
     return off if math.isfinite(off) else math.inf

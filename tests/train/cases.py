@@ -16,7 +16,7 @@ from typing import Any
 import deepspeed
 import numpy as np
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from dtrain.config.schema import Config
 from dtrain.data.schedule import MicroBatch, Schedule, eval_batches, make_schedule
@@ -63,6 +63,9 @@ class Case:
     eval_every: int | None = None
     patience: int | None = None
     learning_rate: float = LEARNING_RATE
+    adapter: str | None = None
+    four_bit: bool = False
+    dora: bool = False
     plain: bool = False
     """No DeepSpeed: a PyTorch loop over single rows, the reference of all others."""
 
@@ -90,15 +93,20 @@ class Rows:
 
 
 def write_model_folder(folder: Path) -> None:
-    LlamaConfig(
+    described = LlamaConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         vocab_size=VOCAB, max_position_embeddings=128, tie_word_embeddings=False, architectures=["LlamaForCausalLM"],
-    ).save_pretrained(folder)  # fmt: skip
+    )  # fmt: skip
+    torch.manual_seed(SEED)
+    LlamaForCausalLM(described).save_pretrained(folder)
 
 
 def config_of(case: Case, folder: Path) -> Config:
     return Config.model_validate({
-        "base_model": str(folder), "datasets": [{"path": "random"}], "reinit_weights": True, "seed": SEED,
+        "base_model": str(folder), "datasets": [{"path": "random"}], "reinit_weights": case.adapter is None,
+        "seed": SEED,
+        "adapter": case.adapter, "lora_r": 4, "lora_target_linear": True, "load_in_4bit": case.four_bit,
+        "peft_use_dora": case.dora,
         "optimizer": case.optimizer, "learning_rate": case.learning_rate, "weight_decay": 0.1, "max_grad_norm": 0.5,
         "sample_packing": case.packing,
         "early_stopping_patience": case.patience,
@@ -185,6 +193,7 @@ def plain_case(case: Case, folder: Path) -> dict[str, Any]:
     """The reference: each row alone through transformers' own forward pass, AdamW, clipping, no DeepSpeed."""
     config, choice, rows = config_of(case, folder), choice_of(case, 1), Rows(case.rows)
     model = load_model(config, choice, folder, VOCAB, "eager", {})
+    model.train()
     optimizer = torch.optim.AdamW(engine.parameter_groups(model, config.weight_decay), lr=LEARNING_RATE)
     schedule, lines = schedule_of(case, rows, 1), []
     for index in range(schedule.steps):
