@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, H hidden size, V vocabulary, N trained positions of th
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -126,13 +127,13 @@ class LossModel(nn.Module):
         super().__init__()
         self.model = model
         self.head = _Head(model, cross_entropy, chunks)
+        # MPT and BLOOM have no positions but ALiBi's, counted from the start of a row; they are padded, never flat
+        self._takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
 
     def forward(self, batch: Batch) -> Tensor:
         """The sum of cross-entropies over the batch's trained positions, a scalar in fp32, times `batch.weight`."""
-        body = self.model.base_model
-        hidden_BTH = body(
-            input_ids=batch.ids_BT, position_ids=batch.position_ids_BT, use_cache=False, **batch.attention_arguments
-        ).last_hidden_state
+        told = {"position_ids": batch.position_ids_BT, **batch.attention_arguments} if self._takes_positions else {}
+        hidden_BTH = self.model.base_model(input_ids=batch.ids_BT, use_cache=False, **told).last_hidden_state
         hidden_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])[batch.positions_N]
         loss: Tensor = self.head(hidden_NH, batch.targets_N)
         return loss * batch.weight

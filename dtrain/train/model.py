@@ -58,16 +58,16 @@ def load_model(
 
     attention.register()
     auto = model_class(config.model_type)
+    described = transformers.AutoConfig.from_pretrained(
+        source, revision=config.revision_of_model, trust_remote_code=config.trust_remote_code
+    )
     told: dict[str, Any] = {
         "dtype": DTYPES[choice.precision],
-        "attn_implementation": attention.TRANSFORMERS_NAMES[back_end],
+        "attn_implementation": implementation(described, back_end),
         "trust_remote_code": config.trust_remote_code,
     }
     with sharded_from_the_start(deepspeed_config, choice.zero_stage):
         if config.reinit_weights:
-            described = transformers.AutoConfig.from_pretrained(
-                source, revision=config.revision_of_model, trust_remote_code=config.trust_remote_code
-            )
             model = transformers.AutoModelForCausalLM.from_config(described, **told)
             draw_weights(model, config.seed)
         else:
@@ -85,6 +85,16 @@ def load_model(
     if config.adapter is not None:
         adapters.add(model, config, choice)
     return model
+
+
+def implementation(described: Any, back_end: str) -> str:
+    """transformers' name of the attention: ours where the model lets it be replaced, else the best of its own."""
+    import transformers
+
+    known = transformers.AutoModelForCausalLM._model_mapping.get(type(described), None)
+    if known is None or _replaceable(known):  # remote code: the self-test will tell
+        return attention.TRANSFORMERS_NAMES[back_end]
+    return "sdpa" if getattr(known, "_supports_sdpa", False) and back_end != "eager" else "eager"
 
 
 def model_class(name: str | None) -> Any:
@@ -130,19 +140,28 @@ def decide_layout(
     Raises BadInput where rows are to be packed and would see each other, or where the head is not understood.
     """
     allowed = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}[dtype]
-    flat, padded = self_test(run, forward, "flat", device), None
+    name = type(run.model).__name__
+    flat = self_test(run, forward, "flat", device) if _replaceable(type(run.model)) else math.inf
     if flat <= allowed:
         return "flat"
-    if not config.sample_packing:
-        padded = self_test(run, forward, "padded", device)
-        if padded <= allowed:
-            return "padded"
+    if config.sample_packing:
+        raise BadInput(
+            f"in the attention of {name} packed rows would see each other (the self-test of two documents in one row "
+            f"{'failed' if math.isfinite(flat) else 'cannot run on it'})",
+            key="sample_packing", value=True, fix="set `sample_packing: false`",
+        )  # fmt: skip
+    padded = self_test(run, forward, "padded", device)
+    if padded <= allowed:
+        return "padded"
     raise BadInput(
-        f"the self-test failed: two documents in one row of {type(run.model).__name__} have another loss than each has "
-        f"alone (off by {flat:.2%}{'' if padded is None else f', side by side by {padded:.2%}'})",
-        key="sample_packing" if config.sample_packing else "attention",
-        fix="set `sample_packing: false`" if config.sample_packing else "set `attention: eager`, and report the model",
-    )
+        f"the self-test failed: {name} gives two documents side by side another loss than each alone (by {padded:.2%})",
+        key="attention", fix="set `attention: eager`, and report the model",
+    )  # fmt: skip
+
+
+def _replaceable(model: Any) -> bool:
+    """May the attention of this class be exchanged for ours?"""
+    return bool(getattr(model, "_supports_attention_backend", False))
 
 
 class _TwoDocuments:

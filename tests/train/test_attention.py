@@ -12,7 +12,7 @@ from dtrain.config.schema import Config
 from dtrain.errors import BadInput
 from dtrain.train import attention
 from dtrain.train.loss import LossModel
-from dtrain.train.model import decide_layout, self_test
+from dtrain.train.model import decide_layout, implementation, self_test
 
 LENGTHS = (5, 1, 17, 9)
 
@@ -53,7 +53,14 @@ SMALL: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96,
     "max_position_embeddings": 64,
 }  # fmt: skip
-PADDED: dict[str, dict[str, Any]] = {"stablelm": {"num_key_value_heads": 2}}
+PADDED: dict[str, dict[str, Any]] = {
+    "stablelm": {"num_key_value_heads": 2},
+    "falcon": {"alibi": False},
+    "gptj": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "rotary_dim": 4},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
+    "bloom": {"n_head": 4, "n_layer": 2},
+}
+"""Models whose attention is their own, or whose layers keep what they are told from it."""
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "mistral": {"num_key_value_heads": 2, "sliding_window": 6},
@@ -80,7 +87,7 @@ def tiny(family: str, back_end: str) -> Any:
     torch.manual_seed(0)
     described = transformers.AutoConfig.for_model(family, **(SMALL | (FAMILIES | PADDED)[family]))
     model = transformers.AutoModelForCausalLM.from_config(
-        described, attn_implementation=attention.TRANSFORMERS_NAMES[back_end]
+        described, attn_implementation=implementation(described, back_end)
     )
     with torch.no_grad():  # larger weights, so that a leak shows in the loss
         for parameter in model.parameters():
@@ -100,11 +107,11 @@ def config(**said: Any) -> Config:
     return Config.model_validate({"base_model": "x", "datasets": [{"path": "x"}], **said})
 
 
-def test_a_model_that_cannot_be_flat_is_padded_and_never_packed() -> None:
-    """StableLM's layers keep what they are told about documents from their attention."""
-    run = LossModel(tiny("stablelm", "sdpa"))
+@pytest.mark.parametrize("family", PADDED)
+def test_a_model_that_cannot_be_flat_is_padded_and_never_packed(family: str) -> None:
+    run = LossModel(tiny(family, "sdpa"))
     assert decide_layout(run, run, config(), torch.device("cpu"), torch.float32) == "padded"
-    with pytest.raises(BadInput, match="self-test"):
+    with pytest.raises(BadInput, match="packed rows would see each other"):
         decide_layout(run, run, config(sample_packing=True), torch.device("cpu"), torch.float32)
 
 
