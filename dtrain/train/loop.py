@@ -88,7 +88,7 @@ def train(run: Training, progress: Progress) -> Progress:
     for index in range(first, run.schedule.steps):
         step = run.schedule.step(index)
         rate = run.learning_rate.at(index)
-        with run.memory.watched(index == first):
+        with run.memory.watched(index <= first + 1):  # optimizer states peak in the second
             loss_sum, norm = optimizer_step(run, index, step, rate)
 
         progress.step = index + 1
