@@ -184,4 +184,6 @@ def _way(one: _Try, plan: Plan, fitting: Plan, said: Sequence[str]) -> Way:
 
 
 def _yaml(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value))
+    if isinstance(value, bool):  # 1 and 0 are ZeRO stages, and equal to them
+        return "true" if value else "false"
+    return "null" if value is None else str(value)

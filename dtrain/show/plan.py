@@ -39,7 +39,7 @@ def print_plan(
     if traced:
         console.print(_trace(traced))
     if ways:
-        console.print(_ways(ways))
+        console.print(_ways(ways), soft_wrap=True)  # a command is copied whole
 
 
 def _title(plan: Plan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -66,3 +67,13 @@ def test_what_preview_counts_is_what_trains_packed(place: Place) -> None:
     assert sum(line["tokens"] for line in lines) == counted["tokens"] == lines[-1]["tokens_seen"]
     assert sum(line["trained_tokens"] for line in lines) == counted["trained_tokens"]
     assert place.run("out").loss_plot.exists()
+
+
+def test_a_way_out_can_be_pasted(place: Place) -> None:
+    """Also where the ZeRO stage it names is 1 or 0, which Python takes for true and false."""
+    told = place.dtrain("plan", STORYTELLER, "--profile", "t4x1", "--json")
+    assert told.code == 3
+    for way in told.document["ways_out"]:
+        command, *arguments = shlex.split(way["command"])
+        assert command == "dtrain"
+        assert place.dtrain(*arguments).code in (0, 3), way  # 3: it was told to insist
