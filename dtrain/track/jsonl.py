@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,53 @@ from dtrain.files import write_whole
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Add one object, with `time` (seconds since 1970). A line is one write, so a reader never sees half of one."""
-    text = json.dumps(
-        {name: value for name, value in line.items() if value is not None} | {"time": round(time.time(), 3)}
-    )
+    """Add one object. A line is one write, so a reader never sees half of one."""
+    _append_whole(path, as_text(line).encode())
+
+
+def as_text(line: Mapping[str, Any]) -> str:
+    """What is known of it as one line, with `time` (seconds since 1970)."""
+    known = {name: value for name, value in line.items() if value is not None}
+    return json.dumps(known | {"time": round(time.time(), 3)}) + "\n"
+
+
+class Journal:
+    """The writing side of a run: what a full disk does not take is kept, and written once there is space again."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        self._path = path
+        self._say = say
+        self._waiting: list[str] = []
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        was_waiting = len(self._waiting)
+        self._waiting.append(as_text(line))
+        try:
+            _append_whole(self._path, "".join(self._waiting).encode())
+        except OSError as error:
+            if not was_waiting:
+                self._say(f"WARNING: {self._path.name} cannot be written ({error}): lines wait for space")
+            return
+        self._waiting.clear()
+        if was_waiting:
+            self._say(f"{self._path.name}: {was_waiting} lines that waited for space are written")
+
+
+def _append_whole(path: Path, data: bytes) -> None:
+    """All of it or nothing: a disk that fills in the middle leaves no half of a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(text + "\n")
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(handle).st_size
+        try:
+            written = os.write(handle, data)
+            if written < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
+    finally:
+        os.close(handle)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from dtrain import __version__
-from dtrain.errors import DtrainError, RunFailed
-from dtrain.files import read_json, sync_file, sync_folder, write_json
+from dtrain.files import read_json, sync_folder, write_json
 from dtrain.paths import RunPaths
 from dtrain.train import state_files
 from dtrain.train.loop import Progress
@@ -58,61 +55,32 @@ class States:
             setattr(self._scaler, name, numbers[name])
 
 
-def save(
-    states: States, paths: RunPaths, progress: Progress, ranks: Ranks, keep: int, wandb_run_id: str | None
-) -> None:
-    """Write `checkpoints/step-N` from all ranks. A rank that cannot write (a full disk) fails the save on every rank;
-    the checkpoints that are there stay as they are."""
-    final = paths.checkpoint(progress.step)
-    beside = final.with_name(f".{final.name}.part")
-    if ranks.is_first:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    ranks.wait()
-    problem = _write_states(states, beside, ranks)
-    files = ranks.gather(_describe(beside, ranks)) if problem is None else []
-    if problem is not None:
-        if ranks.is_first:
-            shutil.rmtree(beside, ignore_errors=True)
-        raise problem
-    if ranks.is_first:
-        manifest = {
-            "schema_version": 1, "dtrain": __version__, "step": progress.step, "progress": asdict(progress),
-            "world": ranks.world, "zero_stage": states.zero_stage, "wandb_run_id": wandb_run_id,
-            "files": {name: about for told in files for name, about in told.items()},
-        }  # fmt: skip
-        write_json(beside / MANIFEST, manifest)
-        shutil.rmtree(final, ignore_errors=True)
-        beside.rename(final)
-        sync_folder(final.parent)
-        forget_old(paths, keep, progress.best_step)
-    ranks.wait()
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay when a new one is whole: the newest `last`, the best, and one every `hours`."""
+
+    last: int = 2
+    hours: float | None = None
 
 
-def _write_states(states: States, folder: Path, ranks: Ranks) -> DtrainError | None:
-    """Every rank writes its own share; the first failure of any of them, or None."""
-    reason = ""
-    try:
-        mine = partitions(states.model, states.optimizer)
-        state_files.write(folder, ranks.rank, mine, states.zero_stage == 0, {"scaler": states.scaler_numbers()})
-    except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in an error of its own
-        reason = f"rank {ranks.rank}: {error}"
-    reasons = [told for told in ranks.gather(reason) if told]
-    if not reasons:
-        return None
-    return RunFailed(
-        f"a checkpoint could not be written: {reasons[0].splitlines()[0]}", file=str(folder),
-        fix="free space on that disk, then `dtrain resume`; the checkpoints before this one are whole",
-    )  # fmt: skip
+def part_of(final: Path) -> Path:
+    """Where a checkpoint is written before it is whole."""
+    return final.with_name(f".{final.name}.part")
 
 
-def _describe(folder: Path, ranks: Ranks) -> dict[str, dict[str, Any]]:
-    """Sync, measure and hash this rank's share of the files."""
-    ranks.wait()
-    mine = sorted(path for path in folder.rglob("*") if path.is_file())[ranks.rank :: ranks.world]
-    for path in mine:
-        sync_file(path)
-    return {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in mine}
+def sweep_parts(paths: RunPaths) -> None:
+    """Remove what a life that was cut short inside a save left behind."""
+    for left in paths.checkpoints.glob(".step-*.part"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def complete(final: Path, manifest: Mapping[str, Any]) -> None:
+    """All parts are written and synced: the manifest, then the rename that makes them a checkpoint."""
+    part = part_of(final)
+    write_json(part / MANIFEST, manifest)
+    shutil.rmtree(final, ignore_errors=True)  # the same step again, after a rollback or over a damaged one
+    part.rename(final)
+    sync_folder(final.parent)
 
 
 def sha256(path: Path) -> str:
@@ -120,12 +88,28 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def forget_old(paths: RunPaths, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one."""
+def forget_old(paths: RunPaths, newest: int, best: int | None, keep: Keep) -> None:
+    """Delete what need not be kept now that the checkpoint of step `newest` is whole. Anything beyond that step is
+    what a resume or a rollback has passed over."""
     folders = sorted(paths.checkpoints.glob("step-*"), key=step_of)
-    for folder in folders[:-keep]:
-        if step_of(folder) != best_step:
+    past = [folder for folder in folders if step_of(folder) <= newest]
+    kept = {*past[-keep.last :], *(folder for folder in past if step_of(folder) == best), *_spaced(past, keep.hours)}
+    for folder in folders:
+        if folder not in kept:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _spaced(folders: Iterable[Path], hours: float | None) -> Iterator[Path]:
+    """Of these, oldest first, every one that was written at least `hours` after the one taken before it."""
+    taken = None
+    for folder in folders if hours is not None else ():
+        try:
+            written = float(read_json(folder / MANIFEST)["time"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if taken is None or written - taken >= (hours or 0) * 3600:
+            taken = written
+            yield folder
 
 
 def step_of(folder: Path) -> int:
@@ -133,15 +117,26 @@ def step_of(folder: Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def newest_good(paths: RunPaths) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint whose every file is there and unchanged, and a line for each damaged one passed over."""
+def newest_good(paths: RunPaths, ranks: Ranks | None = None) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose every file is there and unchanged, and a line for each damaged one passed over.
+
+    With `ranks` each of them reads its share of the files, and all come to the same answer.
+    """
     damaged: list[str] = []
-    for folder in sorted(paths.checkpoints.glob("step-*"), key=step_of, reverse=True):
-        problem = what_is_wrong(folder)
+    folders = sorted(paths.checkpoints.glob("step-*"), key=step_of, reverse=True)
+    if ranks is not None and len(set(map(tuple, ranks.gather([folder.name for folder in folders])))) > 1:
+        raise RuntimeError("ranks see different checkpoints: is the run's folder shared by all nodes?")
+    for folder in folders:
+        problem = what_is_wrong(folder) if ranks is None else _wrong_for_any(folder, ranks)
         if problem is None:
             return _read(folder), damaged
         damaged.append(f"{folder.name}: {problem}")
     return None, damaged
+
+
+def _wrong_for_any(folder: Path, ranks: Ranks) -> str | None:
+    told = ranks.gather(what_is_wrong(folder, ranks.rank, ranks.world))
+    return next((problem for problem in told if problem is not None), None)
 
 
 def at_step(paths: RunPaths, step: int) -> tuple[Checkpoint | None, list[str]]:
@@ -159,13 +154,13 @@ def _read(folder: Path) -> Checkpoint:
     )  # fmt: skip
 
 
-def what_is_wrong(folder: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None."""
+def what_is_wrong(folder: Path, share: int = 0, shares: int = 1) -> str | None:
+    """Why a checkpoint cannot be used, or None. With `shares` only every so-many-th file is read."""
     try:
         manifest = read_json(folder / MANIFEST)
         files: Mapping[str, Mapping[str, Any]] = manifest["files"]
         Progress(**manifest["progress"])
-        for name, about in files.items():
+        for name, about in sorted(files.items())[share::shares]:
             path = (folder / name).resolve()
             if not path.is_relative_to(folder.resolve()):
                 return f"{name} lies outside the checkpoint"

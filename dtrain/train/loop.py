@@ -26,6 +26,9 @@ from dtrain.train.memory import PeakMemory
 from dtrain.train.model import Layout
 from dtrain.train.ranks import Ranks
 
+SAVE, STOP = 1, 2
+"""What a rank may wish for between two steps; the greatest wish of all ranks is done."""
+
 
 @dataclass
 class Progress:
@@ -59,8 +62,11 @@ class Training:
     eval_every: int | None = None
     """Steps between evaluations; None: only at the end."""
     save_every: int | None = None
+    """Steps between checkpoints; None: at the end, and when `save_due` says so."""
     log: Callable[[dict[str, Any]], None] = print
     save: Callable[[Progress], None] = field(default=lambda progress: None)
+    save_due: Callable[[], bool] = field(default=lambda: False)
+    """By the clock of one rank."""
     stop_asked: Callable[[], bool] = field(default=lambda: False)
 
     def batch(self, rows: TokenRows, slots: Slots, weight: float = 1.0) -> Batch:
@@ -102,17 +108,26 @@ def train(run: Training, progress: Progress) -> Progress:
             judge(progress, line["eval_loss"])
         if line:
             run.log(line)
-        stop = run.ranks.any(run.stop_asked())
+        wish = run.ranks.greatest(STOP if run.stop_asked() else SAVE if run.save_due() else 0)
+        stop = wish == STOP
         ends = out_of_patience(run, progress)
-        if due.save or stop or ends:
-            run.save(progress)
-        if line or due.save:
+        saves = due.save or wish > 0 or ends
+        if line:
             started = time.perf_counter()
+        if saves:
+            started += timed(run.save, progress)
         if stop and progress.step < run.schedule.steps:
             raise Stopped
         if ends:
             break
     return progress
+
+
+def timed(call: Callable[[Progress], None], progress: Progress) -> float:
+    """Seconds that a call took: they are no part of a step's."""
+    started = time.perf_counter()
+    call(progress)
+    return time.perf_counter() - started
 
 
 def optimizer_step(run: Training, index: int, step: Step, rate: float) -> tuple[Tensor, Tensor | None]:

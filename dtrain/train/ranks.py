@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +11,9 @@ import torch
 
 TIMEOUT = timedelta(minutes=30)
 """Of a collective. DeepSpeed's own default moved from 30 to 10 minutes (DeepSpeed#8253)."""
+
+FOR_THREADS = timedelta(days=1)
+"""A writer waits for the slowest rank's disk; whether training hangs is not its business."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,13 @@ class Ranks:
     def wait(self) -> None:
         if self.control is not None:
             torch.distributed.barrier(group=self.control)
+
+
+def with_own_group(ranks: Ranks) -> Ranks:
+    """The same ranks with a control group of their own, for a second thread. A collective."""
+    if ranks.control is None:
+        return ranks
+    return replace(ranks, control=torch.distributed.new_group(backend="gloo", timeout=FOR_THREADS))
 
 
 def from_environment() -> Ranks:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from safetensors import SafetensorError
 
 from dtrain.config import deepspeed_file
 from dtrain.config.schema import Config
 from dtrain.data.prepare import Prepared, open_prepared
 from dtrain.data.schedule import MicroBatch, Schedule, eval_batches, make_schedule
+from dtrain.errors import RunFailed
 from dtrain.files import read_json, write_json
 from dtrain.paths import RunPaths
 from dtrain.planner.choice import Choice
+from dtrain.planner.plan import versions
 from dtrain.planner.setup import ZeroBuckets
 from dtrain.track import jsonl, plot, wandb
 from dtrain.train import attention, checkpoint, engine, export, generate, ranks
+from dtrain.train.interval import SaveClock, hours_between_failures
 from dtrain.train.loop import Progress, Stopped, Training, train
 from dtrain.train.loss import LossModel, share_head_with_zero3
 from dtrain.train.lr import LearningRate, warmup_steps
@@ -25,6 +30,7 @@ from dtrain.train.memory import PeakMemory
 from dtrain.train.model import DTYPES, decide_layout, load_model
 from dtrain.train.partitions import undo_dry_step
 from dtrain.train.ranks import Ranks
+from dtrain.train.saver import Outcome, Saver
 from dtrain.train.signals import StopFlag
 from dtrain.train.worker import INTERRUPTED, StateFile, Voice, wait_for_data
 
@@ -58,9 +64,10 @@ def execute(paths: RunPaths, config: Config, choice: Choice, plan: dict[str, Any
         if rank.ranks.is_first:
             name = config.name or paths.output.name
             tracker = wandb.start(config, name, _wandb_id(paths), paths.run, plan, rank.say)
-        finish(rank, prepared, connected(rank, run, tracker, stop), progress, tracker)
+        saver = saver_of(rank, run, prepared, tracker.run_id)
+        finish(rank, prepared, connected(rank, run, saver, tracker, stop), progress, saver, tracker)
     except Stopped:
-        rank.say(f"stopped after step {progress.step}, everything is saved")
+        rank.say(words_of_stop(progress.step, saver.last))
         tracker.finish(INTERRUPTED)
         return INTERRUPTED
     except BaseException:
@@ -165,11 +172,9 @@ def learning_rate(config: Config, steps: int) -> LearningRate:
 
 def resume(rank: Rank, states: checkpoint.States) -> Progress:
     """Where the newest good checkpoint stands, or the beginning."""
-    newest, damaged = checkpoint.newest_good(rank.paths)
+    newest, damaged = checkpoint.newest_good(rank.paths, rank.ranks)
     for line in damaged:
         rank.say(f"checkpoint passed over: {line}")
-    if rank.ranks.greatest(newest.step if newest else 0) != (newest.step if newest else 0):
-        raise RuntimeError("ranks see different checkpoints: is the run's folder shared by all nodes?")
     if newest is None:
         if rank.ranks.is_first:
             jsonl.forget_after(rank.paths.metrics, 0)
@@ -181,48 +186,111 @@ def resume(rank: Rank, states: checkpoint.States) -> Progress:
     return newest.progress
 
 
-def connected(rank: Rank, run: Training, tracker: wandb.Tracker, stop: StopFlag) -> Training:
+def saver_of(rank: Rank, run: Training, prepared: Prepared, wandb_run_id: str | None) -> Saver:
+    """What writes this run's checkpoints, and what their manifests tell of it."""
+    config = rank.config
+    about = {
+        "versions": versions(), "choice": asdict(rank.choice), "wandb_run_id": wandb_run_id,
+        "data": {"fingerprint": prepared.fingerprint, "steps": run.schedule.steps},
+        "random": {"seed": config.seed, "state": "of step and rank: dtrain.train.loop.seed_of"},
+    }  # fmt: skip
+    states = checkpoint.States(run.engine.module.model, run.optimizer, rank.choice.zero_stage)
+    keep = checkpoint.Keep(config.save_total_limit or 2, config.save_keep_hours)
+    return Saver(states, rank.paths, rank.ranks, keep, about, rank.say)
+
+
+def save_clock(rank: Rank, run: Training) -> SaveClock | None:
+    """Of rank 0, where the config gives no number of steps."""
+    if run.save_every is not None or rank.config.save_every != "auto" or not rank.ranks.is_first:
+        return None
+    return SaveClock(rank.config.hours_between_failures or hours_between_failures(rank.ranks.world))
+
+
+def connected(rank: Rank, run: Training, saver: Saver, tracker: wandb.Tracker, stop: StopFlag) -> Training:
     """The loop's three ways to the outside: a line of metrics, a checkpoint, a wish to stop."""
+    journal = jsonl.Journal(rank.paths.metrics, rank.say)
+    clock = save_clock(rank, run)
+    stood_still: list[float] = []
 
     def log(line: dict[str, Any]) -> None:
         if rank.ranks.is_first:
-            jsonl.append(rank.paths.metrics, line)
+            line |= {"save_seconds": sum(stood_still) if stood_still else None}
+            stood_still.clear()
+            journal.add(line)
             tracker.log(line)
             rank.state.reached(line["step"], line["epoch"])
-
-    states = checkpoint.States(run.engine.module.model, run.optimizer, rank.choice.zero_stage)
 
     def save(progress: Progress) -> None:
         rank.state.step = progress.step  # also where the step was not logged
         rank.state.stage("saving")
-        checkpoint.save(states, rank.paths, progress, rank.ranks, rank.config.save_total_limit or 2, tracker.run_id)
+        stood_still.append(saver.save(progress))
+        if clock is not None:
+            clock.saved(stood_still[-1], saver.last.seconds if saver.last else 0.0)
         rank.state.stage("training")
 
-    return replace(run, log=log, save=save, stop_asked=lambda: stop.asked)
+    return replace(
+        run, log=log, save=save, save_due=clock.due if clock else lambda: False, stop_asked=lambda: stop.asked
+    )
 
 
-def finish(rank: Rank, prepared: Prepared, run: Training, progress: Progress, tracker: wandb.Tracker) -> None:
+def finish(
+    rank: Rank, prepared: Prepared, run: Training, progress: Progress, saver: Saver, tracker: wandb.Tracker
+) -> None:
     """Train to the end, write the model, let it write, and put the end of the run into numbers."""
     rank.state.stage("training")
     started = time.time()
-    train(run, progress)
+    try:
+        train(run, progress)
+    except Stopped:
+        saver.wait()
+        raise
     seconds = time.time() - started
     rank.state.stage("exporting")
-    tokenizer = generate.read_tokenizer(prepared.tokenizer_folder)
-    export.export(run.engine.module, tokenizer, rank.paths.output, rank.ranks, prepared.report.stop_tokens)
+    write_model(rank, prepared, run, saver.wait())
     peaks = rank.ranks.gather(run.memory.figures())
     if rank.ranks.is_first:
-        rank.state.stage("sampling")
-        write_json(rank.paths.samples, generate.samples(rank.config, rank.paths.output))
-        plot.loss(rank.paths.metrics, rank.paths.loss_plot)
-        report = report_of(rank, progress, peaks, seconds)
-        write_json(rank.paths.report, report)
+        report = report_of(rank, progress, peaks, seconds, saver.seconds)
+        tell_the_end(rank, report)
         tracker.summarize(report["measured"])
         rank.state.stage("done")
     rank.ranks.wait()
 
 
-def report_of(rank: Rank, progress: Progress, peaks: list[dict[str, float]], seconds: float) -> dict[str, Any]:
+def write_model(rank: Rank, prepared: Prepared, run: Training, saved: Outcome | None) -> None:
+    """The model folder. RunFailed when the disk does not take it: what is saved, and how it is written later."""
+    tokenizer = generate.read_tokenizer(prepared.tokenizer_folder)
+    try:
+        export.export(run.engine.module, tokenizer, rank.paths.output, rank.ranks, prepared.report.stop_tokens)
+    except (OSError, SafetensorError) as error:
+        lost = "" if saved is None or saved.problem is None else f", nor could the checkpoint of step {saved.step}"
+        kept = "the checkpoint before it is whole" if lost else "the last step's checkpoint is whole"
+        raise RunFailed(
+            f"the model could not be written{lost}: {str(error).splitlines()[0]}; {kept}", file=str(rank.paths.output),
+            fix="free space on that disk, then `dtrain resume`: it goes on from that checkpoint and writes the model",
+        ) from error  # fmt: skip
+
+
+def tell_the_end(rank: Rank, report: dict[str, Any]) -> None:
+    """Samples, the chart and the report. The model is written: a disk that is full now fails no run."""
+    rank.state.stage("sampling")
+    try:
+        write_json(rank.paths.report, report)
+        plot.loss(rank.paths.metrics, rank.paths.loss_plot)
+        write_json(rank.paths.samples, generate.samples(rank.config, rank.paths.output))
+    except OSError as error:
+        rank.say(f"WARNING: the model is written, its report is not whole: {error}")
+
+
+def words_of_stop(step: int, saved: Outcome | None) -> str:
+    """What a stopped run can go on from."""
+    if saved is None or saved.problem is not None or saved.step != step:
+        return f"stopped after step {step}, which could not be saved: `dtrain resume` takes the checkpoint before it"
+    return f"stopped after step {step}, everything is saved"
+
+
+def report_of(
+    rank: Rank, progress: Progress, peaks: list[dict[str, float]], seconds: float, save_seconds: float
+) -> dict[str, Any]:
     """report.json: what was planned beside what was measured."""
     lines = jsonl.read(rank.paths.metrics)
     trained = [line for line in lines if "loss" in line]
@@ -233,6 +301,7 @@ def report_of(rank: Rank, progress: Progress, peaks: list[dict[str, float]], sec
         "peak_reserved_gib": max(peak["reserved_gib"] for peak in peaks),
         "step_seconds": steady[len(steady) // 2] if steady else None,
         "training_seconds": seconds,
+        "save_seconds": save_seconds,
         "first_loss": trained[0]["loss"] if trained else None,
         "last_loss": trained[-1]["loss"] if trained else None,
         "first_eval_loss": held_out[0]["eval_loss"] if held_out else None,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dtrain.errors import RunFailed
 from dtrain.train.partitions import Partition, Piece
+from dtrain.train.tensor_file import Content
 
 MASTER = "master"
 
@@ -28,33 +29,23 @@ def state_file(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank}.safetensors"
 
 
-def write(folder: Path, rank: int, mine: Sequence[Partition], whole_on_each_rank: bool, extra: dict[str, Any]) -> None:
-    """Write this rank's partitions. Without ZeRO each rank holds everything, and rank 0 writes it."""
-    from safetensors.torch import save_file
-
+def content_of(rank: int, mine: Sequence[Partition], whole_on_each_rank: bool, extra: dict[str, Any]) -> Content:
+    """What this rank's file is to hold: the live tensors, not copied. Without ZeRO each rank holds everything, and
+    rank 0's file has it."""
     if whole_on_each_rank and rank != 0:
         mine = ()
     tensors: dict[str, Tensor] = {}
-    written: set[int] = set()
     layout = []
     for index, partition in enumerate(mine):
         scalars = {}
-        tensors[f"{index}.{MASTER}"] = partition.master.detach().cpu()
+        tensors[f"{index}.{MASTER}"] = partition.master.detach()
         for kind, value in partition.states.items():
             if torch.is_tensor(value) and value.dim() > 0:
-                tensors[f"{index}.{kind}"] = _unshared(value.detach().reshape(-1).cpu(), written)
+                tensors[f"{index}.{kind}"] = value.detach().reshape(-1)
             else:
                 scalars[kind] = _plain(value)
         layout.append({"pieces": [asdict(piece) for piece in partition.pieces], "scalars": scalars})
-    save_file(tensors, state_file(folder, rank), metadata={"layout": json.dumps(layout), "extra": json.dumps(extra)})
-
-
-def _unshared(tensor: Tensor, written: set[int]) -> Tensor:
-    """bitsandbytes gives all parameters one code book, and safetensors refuses memory under two names."""
-    if tensor.data_ptr() in written:
-        return tensor.clone()
-    written.add(tensor.data_ptr())
-    return tensor
+    return Content(tensors, {"layout": json.dumps(layout), "extra": json.dumps(extra)})
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -102,7 +93,7 @@ def _stored(file: Path) -> Iterator[Stored]:
 
 
 def extra_of(folder: Path, rank: int) -> dict[str, Any]:
-    """What `write` was given beside the partitions, of the same rank or of rank 0."""
+    """What `content_of` was given beside the partitions, of the same rank or of rank 0."""
     from safetensors import safe_open
 
     file = state_file(folder, rank)

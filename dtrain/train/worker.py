@@ -5,6 +5,7 @@ wait for data ─▶ schedule ─▶ join the ranks ─▶ model, engine ─▶ 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -86,7 +87,8 @@ class StateFile:
                 "schema_version": 1, "stage": stage, "step": self.step, "steps": self.steps, "epoch": self.epoch,
                 "time": time.time(),
             }  # fmt: skip
-            write_json(self.path, document, durable=False)
+            with contextlib.suppress(OSError):  # a full disk: told by what has more to write, and no reason to end
+                write_json(self.path, document, durable=False)
             self._written = time.monotonic()
 
 
@@ -129,4 +131,5 @@ class Voice:
 
     def __call__(self, line: str) -> None:
         if self.speaks:
-            print(f"[dtrain] {line}", flush=True)
+            with contextlib.suppress(OSError):  # the log's disk is full
+                print(f"[dtrain] {line}", flush=True)

@@ -31,6 +31,7 @@ from dtrain.train.lr import LearningRate
 from dtrain.train.memory import PeakMemory
 from dtrain.train.model import DTYPES, decide_layout, load_model
 from dtrain.train.partitions import undo_dry_step
+from dtrain.train.saver import Saver
 
 WINDOW = 64
 VOCAB = 256
@@ -166,10 +167,11 @@ def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
         progress = found.progress
     assert decide_layout(loss_model, with_engine, config, ranks.device, DTYPES[case.precision]) == "flat"
     lines: list[dict[str, Any]] = []
+    saver = Saver(states, paths, ranks, checkpoint.Keep(), {}, print)
 
     def save(at: Progress) -> None:
         if at.step == case.save_at or case.patience is not None:
-            checkpoint.save(states, paths, at, ranks, keep=2, wandb_run_id=None)
+            saver.save(at)
 
     run = Training(
         config=config, choice=choice, engine=with_engine, optimizer=optimizer, ranks=ranks, rows=rows,  # type: ignore[arg-type]
@@ -178,6 +180,7 @@ def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
         eval_every=case.eval_every, eval_micro=held_out(case, rows, ranks.world), log=lines.append, save=save,
     )  # fmt: skip
     train(run, progress)
+    saver.wait()
     if case.export:
         export.export(loss_model, _NoTokenizer(), Path(case.folder), ranks)
     with_engine.destroy()
