@@ -103,11 +103,10 @@ def _micro_batch(setup: Setup) -> dict[str, float]:
     """Seconds of one forward and backward, by part."""
     forward, backward = passes(BlockKey.of(setup))
     head, loss = head_seconds(setup)
-    moved = _pass_collectives(setup)
-    exposed = sum(
-        _beside(max(one.kernels, one.launches) + (head + loss) * share, seconds, setup)
-        for one, share, seconds in ((forward, 1 / 3, moved[0]), (backward, 2 / 3, moved[1]))
-    )
+    beside_forward, beside_backward = _pass_collectives(setup)
+    busy_forward = max(forward.kernels, forward.launches) + (head + loss) / 3
+    busy_backward = max(backward.kernels, backward.launches) + (head + loss) * 2 / 3
+    exposed = _beside(busy_forward, beside_forward, setup) + _beside(busy_backward, beside_backward, setup)
     return {
         "compute": forward.compute + backward.compute,
         "attention": forward.attention + backward.attention,
@@ -115,7 +114,7 @@ def _micro_batch(setup: Setup) -> dict[str, float]:
         "head": head + loss,
         "launches": max(0.0, forward.launches - forward.kernels) + max(0.0, backward.launches - backward.kernels),
         "collectives": exposed + _sequence_parallel(setup) + _tensor_parallel(setup),
-        "offload": _exposed(gradients_to_host(setup), max(backward.kernels, backward.launches)),
+        "offload": _exposed(gradients_to_host(setup), _room(busy_backward, setup) - beside_backward),
     }
 
 
@@ -124,7 +123,12 @@ def _beside(busy: float, collectives: float, setup: Setup) -> float:
     if collectives <= 0:
         return 0.0
     first = collectives / max(1, setup.facts.layer_count)
-    return first + _exposed(collectives - first, PREFETCH_SHARE.get(setup.sharding, 0.85) * busy)
+    return first + _exposed(collectives - first, _room(busy, setup))
+
+
+def _room(busy: float, setup: Setup) -> float:
+    """Of a pass's kernels, what transfers can hide behind; once: gradients go to the host after they are reduced."""
+    return PREFETCH_SHARE.get(setup.sharding, 0.85) * busy
 
 
 def _exposed(collectives: float, room: float) -> float:
