@@ -7,6 +7,7 @@
     ├── DoesNotFit           3   the plan needs more than the machine has
     ├── PartMissing          4   an extra is not installed
     ├── LauncherRefused      5   a launcher or provider said no
+    ├── Unreachable          5   a machine does not answer: what it was told may have been done, a run there may be alive
     ├── StillBilled          6   a machine that costs money is still there
     └── Interrupted         75   stopped on request; `dtrain resume` goes on
 """
@@ -113,6 +114,12 @@ class PartMissing(DtrainError):
 
 
 class LauncherRefused(DtrainError):
+    exit_code = 5
+
+
+class Unreachable(DtrainError):
+    """No LauncherRefused, which means that nothing was started."""
+
     exit_code = 5
 
 

@@ -130,6 +130,20 @@ class RunPaths:
         return self.logs / "job.log"
 
     @property
+    def remote(self) -> Path:
+        """`remote.json`: on which machines a run lies that was started over SSH; written before anything is there."""
+        return self.run / "remote.json"
+
+    @property
+    def mirror(self) -> Path:
+        """`mirror.json`: how far this folder follows the run's own one elsewhere, and when it was last seen."""
+        return self.run / "mirror.json"
+
+    @property
+    def mirror_lock(self) -> Path:
+        return self.run / "mirror.lock"
+
+    @property
     def past(self) -> Path:
         """`past/N`: exit.json, state.json and error files of the run's N-th life, put aside by a resume."""
         return self.run / "past"

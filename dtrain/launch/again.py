@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dtrain.config.load import load as load_config
 from dtrain.errors import BadInput
 from dtrain.files import read_json
 from dtrain.launch import begin
@@ -24,7 +25,7 @@ def go_on(entry: Entry, force: bool) -> tuple[Entry, Launcher, int | None]:
     paths = RunPaths(begin.folder_of(entry))
     step = _refuse_unresumable(entry, paths, force)
     launcher = load(entry.launcher)
-    job = job_of(entry, _plan(paths))
+    job = job_of(entry, _plan(paths), load_config(paths.config).config.model_dump(mode="json"))
     rendered = launcher.render(job)
     begin.refuse_unready(launcher, job)
     launcher.cancel(entry.submitted())  # of a lost run, whatever still lives

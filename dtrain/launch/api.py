@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -26,6 +26,8 @@ class Job:
     device: Literal["cuda", "cpu"]
     plan: Mapping[str, Any] = field(default_factory=dict)
     """plan.json, for what a launcher prints or asks for (hours, memory); never to decide about training."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """config.yaml as plain data, for what a launcher ships: the local files it names."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """`launchers.NAME` of the config."""
     working_directory: str = ""
@@ -99,3 +101,12 @@ class CanKill(Protocol):
     """An ability: end a run without letting it save. What a second Ctrl-C asks for."""
 
     def kill(self, handle: Handle) -> None: ...
+
+
+@runtime_checkable
+class CanFetch(Protocol):
+    """An ability: bring what a run made elsewhere into its local folder. What `dtrain fetch` asks for."""
+
+    def fetch(self, handle: Handle, checkpoints: str | None, say: Callable[[str], None]) -> tuple[int, int]:
+        """Files in all, and bytes that came over the line this time. `checkpoints`: none, last, all; None: last,
+        unless the run is done. May be repeated: it goes on where it was cut."""

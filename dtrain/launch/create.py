@@ -199,7 +199,7 @@ def _told_as_bad_input(output: Path) -> Iterator[None]:
         ) from None  # fmt: skip
 
 
-def job_of(entry: Entry, plan: Mapping[str, Any]) -> Job:
+def job_of(entry: Entry, plan: Mapping[str, Any], config: Mapping[str, Any]) -> Job:
     """What a launcher is asked to start."""
     return Job(
         run_id=entry.id,
@@ -209,6 +209,7 @@ def job_of(entry: Entry, plan: Mapping[str, Any]) -> Job:
         ranks_per_node=entry.ranks_per_node,
         device="cuda" if entry.device == "cuda" else "cpu",
         plan=plan,
+        config=config,
         options=entry.options,
         working_directory=entry.working_directory,
     )

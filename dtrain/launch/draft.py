@@ -110,6 +110,6 @@ def draft(made: Planned, on: str, name: str | None) -> Draft:
         options=config.launchers[on].model_dump() if on in config.launchers else {},
     )
     plan = made.plan.as_json()
-    job = job_of(entry, plan)
     kept = settled(config, file, called, output)
+    job = job_of(entry, plan, kept.model_dump(mode="json"))
     return Draft(launcher, entry, kept, job, launcher.render(job), run_files(kept, plan, entry))

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from dtrain.errors import RunFailed
-from dtrain.files import read_json
 from dtrain.launch.api import Job
 from dtrain.launch.process import RUN_MARK, usable_cores
 from dtrain.paths import RunPaths
@@ -59,10 +58,15 @@ class LaunchSpec:
     @classmethod
     def read(cls, paths: RunPaths) -> LaunchSpec:
         try:
-            told = read_json(paths.launch)
-            known = {one.name: told[one.name] for one in fields(cls)}
+            return cls.of_text(paths.launch.read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError) as error:
             raise RunFailed("launch.json cannot be read", file=str(paths.launch), value=str(error)) from None
+
+    @classmethod
+    def of_text(cls, text: str) -> LaunchSpec:
+        """ValueError or KeyError when it is not one."""
+        told = json.loads(text)
+        known = {one.name: told[one.name] for one in fields(cls)}
         return replace(cls(**known), prepare=tuple(known["prepare"]), ranks=tuple(known["ranks"]))
 
 
@@ -99,6 +103,11 @@ def with_free_port(ranks: tuple[str, ...]) -> tuple[str, ...]:
     """The same torchrun command at whatever port is free."""
     place = ranks.index("--rdzv-endpoint") + 1
     return (*ranks[:place], ANY_FREE_PORT, *ranks[place + 1 :])
+
+
+def endpoint_of(ranks: tuple[str, ...]) -> str:
+    """Where the ranks of a torchrun command meet: `ADDRESS:PORT`."""
+    return ranks[ranks.index("--rdzv-endpoint") + 1]
 
 
 def at_place(ranks: tuple[str, ...], first: str, is_first: bool, address: str) -> tuple[str, ...]:

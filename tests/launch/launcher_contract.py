@@ -50,6 +50,10 @@ class LauncherContract:
         wait_until(lambda: launcher.status(handle).state in OVER, 60)
         return launcher.status(handle)
 
+    def wait_training(self, launcher: Launcher, handle: Handle) -> None:
+        """A folder that follows a run elsewhere fills when its launcher is asked."""
+        wait_until(lambda: launcher.status(handle) and is_training(RunPaths(Path(handle.folder))), 60)
+
     def test_it_has_the_six_methods_and_a_name(self, launcher: Launcher) -> None:
         assert isinstance(launcher, Launcher)
         assert launcher.name == launcher.name.strip().lower() != ""
@@ -115,7 +119,7 @@ class LauncherContract:
     def test_cancel_lets_it_save_and_returns_when_nothing_runs(self, launcher: Launcher, new_job: NewJob) -> None:
         job = new_job(LONG)
         handle = self.submit(launcher, job)
-        wait_until(lambda: is_training(RunPaths(job.folder)), 60)
+        self.wait_training(launcher, handle)
         launcher.cancel(handle)
         status = launcher.status(handle)
         assert (status.state, status.exit_code) == ("interrupted", 75)
@@ -159,7 +163,7 @@ class LauncherContract:
         monkeypatch.setenv("STAND_IN_DEAF", "1")
         job = new_job(LONG)
         handle = self.submit(launcher, job)
-        wait_until(lambda: is_training(RunPaths(job.folder)), 60)
+        self.wait_training(launcher, handle)
         launcher.kill(handle)
         assert launcher.status(handle).state in ("interrupted", "failed")
         assert left_over(job.run_id) == []

@@ -1,0 +1,291 @@
+"""A run on machines that are reached over SSH, for launchers: get them ready, start it, ask how it stands, stop it.
+
+    ready ──▶ place ──▶ gate ──▶ start          nothing runs anywhere before every machine passed the gate
+    (look at each     (files by        (one supervisor on each; several of them
+     machine, make     checksum, the    meet at an address of the first)
+     environments)     run's folder)
+
+The local folder follows the run's own one (`mirror`), so whatever reads a run's folder works for these runs too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+from dtrain.errors import LauncherRefused, Unreachable
+from dtrain.files import write_json
+from dtrain.launch import gate, runlogs
+from dtrain.launch.api import Status
+from dtrain.launch.bundle import Shipped
+from dtrain.launch.ending import Ending, read_or_none
+from dtrain.launch.fetch import CHUNK_BYTES, Fetched, bring_home
+from dtrain.launch.machine import Machine, Remote, as_json, from_json
+from dtrain.launch.mirror import Mirror
+from dtrain.launch.spec import DEFAULT_GRACE_SECONDS, LaunchSpec, at_place
+from dtrain.launch.tunnel import Lines, Trust
+from dtrain.paths import RunPaths
+
+GATE_SECONDS = 180.0
+"""torch takes half a minute to load on a cold disk, and CUDA some seconds a card."""
+STOP_SECONDS = 60.0
+"""Beyond the time that ranks have to save."""
+RESULTS_SECONDS = 3600.0
+"""Hashing a large checkpoint takes a while before its first byte comes."""
+T = TypeVar("T")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Where:
+    """On which machines a run lies: what its handle carries, and `remote.json`."""
+
+    run_id: str
+    machines: tuple[Machine, ...]
+    """The first holds rank 0. Paths as they are on the machine."""
+    trust: Trust
+    grace_seconds: float = DEFAULT_GRACE_SECONDS
+
+    def as_json(self) -> dict[str, Any]:
+        machines = [as_json(machine) for machine in self.machines]
+        return {
+            "run_id": self.run_id, "machines": machines, "trust": asdict(self.trust),
+            "grace_seconds": self.grace_seconds,
+        }  # fmt: skip
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], paths: RunPaths) -> Where | None:
+        """From a handle, else (its client died before it had one) from the run's folder. None: nothing was started."""
+        told = data or read_or_none(paths.remote)
+        if not told:
+            return None
+        machines = tuple(from_json(machine) for machine in told["machines"])
+        return cls(told["run_id"], machines, Trust(**told["trust"]), told["grace_seconds"])
+
+    @property
+    def names(self) -> list[str]:
+        return [str(machine.host) for machine in self.machines]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one machine is given of a run."""
+
+    files: Mapping[str, str]
+    """Name in the run's output folder → content."""
+    spec: LaunchSpec
+    inputs: Sequence[Shipped]
+
+
+class Far:
+    """A run on its machines, through lines that are kept open."""
+
+    def __init__(self, where: Where, paths: RunPaths, lines: Lines) -> None:
+        self.where = where
+        self.paths = paths
+        self.remotes = [Remote(machine, lines.to(machine.host, where.trust)) for machine in where.machines]
+        self.mirror = Mirror(paths, where.names)
+
+    # --- starting ---
+
+    def start(self, shares: Sequence[Share], secrets: Mapping[str, str], passes: Callable[[], None]) -> None:
+        """Place it on every machine, let it pass the gate, start it. May be repeated: a run that lives is left alone.
+
+        LauncherRefused: nothing runs. Unreachable: something may, and the local folder knows where.
+        """
+        self._note_where()
+        after = _last_ended(self.paths)
+        try:
+            placed = self._on_each(lambda number: self._place(number, shares[number], after))
+            if any(placed):
+                passes()
+                self._meet(shares)
+        except Unreachable as error:
+            raise LauncherRefused(str(error), fix="nothing was started") from None
+        self._start_all(secrets)
+
+    def _note_where(self) -> None:
+        """Before anything is on a machine: a client that dies from here on leaves a folder that knows where to look."""
+        try:
+            self.mirror.begin_anew()
+            write_json(self.paths.remote, {"schema_version": 1, **self.where.as_json()})
+        except OSError as error:
+            raise LauncherRefused(
+                f"the run's folder here cannot be written: {error.strerror}", file=str(self.paths.run)
+            ) from None
+
+    def _place(self, number: int, share: Share, after: float | None) -> bool:
+        remote = self.remotes[number]
+        remote.send(list(share.inputs))
+        told = {
+            "base": remote.machine.base, "folder": self._folder(remote), "run_id": self.where.run_id, "after": after,
+            "inputs": {one.there: one.sha256 for one in share.inputs},
+            "files": {**share.files, "dtrain/launch.json": share.spec.as_text()},
+        }  # fmt: skip
+        return bool(remote.ask("place", told, RESULTS_SECONDS)["placed"])
+
+    def _meet(self, shares: Sequence[Share]) -> None:
+        """Several machines: the first picks an address and a port, and each is told its own end of the way there."""
+        if len(self.remotes) == 1:
+            return
+        addresses = [machine.host.address for machine in self.where.machines]
+        meeting = self.remotes[0].ask("meeting", {"folder": self._folder(self.remotes[0]), "machines": addresses})[
+            "meeting"
+        ]
+        self._on_each(lambda number: self._tell_place(number, shares[number], meeting))
+
+    def _tell_place(self, number: int, share: Share, meeting: str) -> None:
+        remote = self.remotes[number]
+        link = remote.ask("link", {"meeting": meeting})
+        names = {"GLOO_SOCKET_IFNAME": link["interface"], "NCCL_SOCKET_IFNAME": f"={link['interface']}"}
+        spec = replace(
+            share.spec, ranks=at_place(share.spec.ranks, meeting, number == 0, link["address"]),
+            env={**names, **share.spec.env},
+        )  # fmt: skip
+        self._place(number, replace(share, spec=spec, inputs=()), None)
+
+    def _start_all(self, secrets: Mapping[str, str]) -> None:
+        """The first refusal stops those that were started: a part of a run is no run."""
+        try:
+            self._on_each(lambda number: self._start(number, secrets))
+        except LauncherRefused:
+            self._on_each(lambda number: self._stop(number, at_once=True))
+            raise
+
+    def _start(self, number: int, secrets: Mapping[str, str]) -> None:
+        remote = self.remotes[number]
+        remote.ask("start", {"folder": self._folder(remote), "secrets": dict(secrets)}, 90.0)
+
+    # --- asking ---
+
+    def status(self) -> Status:
+        """How it stands, and its news brought home. A machine that does not answer leaves the last known status."""
+        ending = Ending.read(self.paths)
+        if ending is not None:
+            return Status(ending.state, ending.code, ending.reason)
+        try:
+            answers = self._on_each(self._look)
+        except Unreachable as error:
+            return self._unreachable(error)
+        self.mirror.conclude()
+        ending = Ending.read(self.paths)
+        if ending is not None:
+            return Status(ending.state, ending.code, ending.reason)
+        status = _together(answers, self.where.names)
+        self.mirror.seen(status)
+        return status
+
+    def _look(self, number: int) -> Mapping[str, Any]:
+        remote = self.remotes[number]
+        folder = self._folder(remote)
+        return self.mirror.follow(number, lambda have: remote.ask("look", {"folder": folder, "have": have}, 20.0))
+
+    def _unreachable(self, error: Unreachable) -> Status:
+        """Unreachable is not dead: it counts as what it was when it was last seen."""
+        last = self.mirror.last_seen()
+        if last is None:
+            return Status("pending", None, f"{error.message}; it was not seen yet")
+        when = time.strftime("%H:%M:%S", time.localtime(last[0]))
+        return replace(last[1], reason=f"{error.message}; last seen {when}: {last[1].reason}")
+
+    def logs(self, follow: bool, is_over: Callable[[], bool]) -> Iterator[str]:
+        self.status()
+        return runlogs.merged(self.paths, follow, is_over)
+
+    # --- ending ---
+
+    def stop(self, at_once: bool) -> None:
+        """Returns when no process of it is left on any machine. Unreachable when a machine cannot be asked."""
+        if Ending.read(self.paths) is None:
+            self._on_each(lambda number: self._stop(number, at_once))
+            self.status()
+
+    def _stop(self, number: int, at_once: bool) -> None:
+        remote = self.remotes[number]
+        told = {"folder": self._folder(remote), "run_id": self.where.run_id, "at_once": at_once}
+        remote.ask("stop", told, self.where.grace_seconds + STOP_SECONDS)
+
+    # --- bringing home ---
+
+    def fetch(self, checkpoints: str | None, say: Say) -> Fetched:
+        """The model and what else the run made, into the local folder, by checksum."""
+        self.status()
+        brought = Fetched(0, 0)
+        for number, remote in enumerate(self.remotes):
+            told = {"folder": self._folder(remote), "checkpoints": checkpoints}
+            files = remote.ask("results", told, RESULTS_SECONDS)["files"]
+            if number > 0:  # what only the first rank writes is of the first machine
+                files = {name: about for name, about in files.items() if name.startswith("dtrain/checkpoints/")}
+            brought += bring_home(_Results(remote, self._folder(remote)), files, self.paths.output, say)
+        return brought
+
+    # --- on the machines ---
+
+    def passes_gate(self, plan: Mapping[str, Any], device: str, ranks: int) -> None:
+        """LauncherRefused with every machine that is not fit, and why."""
+        found = self._on_each(lambda number: self._gate(self.remotes[number], plan, device, ranks))
+        unfit = [f"{name}: {'; '.join(lines)}" for name, lines in zip(self.where.names, found, strict=True) if lines]
+        if unfit:
+            raise LauncherRefused("not fit to train: " + " | ".join(unfit), key="launchers.ssh.hosts")
+
+    def _gate(self, remote: Remote, plan: Mapping[str, Any], device: str, ranks: int) -> list[str]:
+        wanted = gate.Wanted.of(plan, device, ranks, self._folder(remote))
+        found = remote.module("dtrain.launch.gate", asdict(wanted), GATE_SECONDS)
+        return gate.refusals(found["findings"])
+
+    def _folder(self, remote: Remote) -> str:
+        return remote.machine.run_folder(self.where.run_id)
+
+    def _on_each(self, work: Callable[[int], T]) -> list[T]:
+        """On all machines at once; the first error is raised when all are done."""
+        return on_each(range(len(self.remotes)), work)
+
+
+class _Results:
+    """The files of a run on a machine."""
+
+    def __init__(self, remote: Remote, folder: str) -> None:
+        self.remote = remote
+        self.folder = folder
+
+    def read(self, name: str, offset: int) -> Iterator[bytes]:
+        with self.remote.tunnel.files() as sftp, sftp.open(f"{self.folder}/{name}", "rb") as stream:
+            size = stream.stat().st_size or 0
+            stream.prefetch(size)
+            stream.seek(offset)
+            while chunk := stream.read(CHUNK_BYTES):
+                yield chunk
+
+
+def on_each(things: Sequence[Any], work: Callable[[Any], T]) -> list[T]:
+    """In parallel; every one is tried, then the first error is raised."""
+    if len(things) == 1:
+        return [work(things[0])]
+    with ThreadPoolExecutor(len(things)) as pool:
+        futures = [pool.submit(work, thing) for thing in things]
+    return [future.result() for future in futures]
+
+
+def _together(answers: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Status:
+    """One status of all machines: it runs while one of them runs."""
+    told = [answer["status"] for answer in answers]
+    running = [status for status in told if status is not None and status["state"] == "running"]
+    over = [
+        (name, status) for name, status in zip(names, told, strict=True) if status is not None and status not in running
+    ]
+    if running:
+        broken = [f"{name}: {status['reason']}" for name, status in over if status["state"] != "done"]
+        return Status("running", None, "; ".join([running[0]["reason"], *broken]))
+    lost = [f"{name}: {status['reason']}" for name, status in over if status["state"] == "lost"]
+    never = [name for name, status in zip(names, told, strict=True) if status is None]
+    words = lost + [f"nothing was started on {name}" for name in never]
+    return Status("lost", None, "; ".join(words))
+
+
+def _last_ended(paths: RunPaths) -> float | None:
+    """When the last life that this folder knows ended: a resume may put that one aside."""
+    endings = [read_or_none(path) for path in paths.past.glob("*/exit.json")]
+    return max((ending["ended"] for ending in endings if ending), default=None)

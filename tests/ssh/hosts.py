@@ -1,0 +1,171 @@
+"""Hosts for the tests: a real sshd each, in a network namespace with an address of its own, with throw-away keys.
+
+Without the right to make namespaces they are sshd processes on ports of 127.0.0.1: then no link can be cut.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
+CONFIG = """\
+ListenAddress {address}
+Port {port}
+HostKey {folder}/host_key
+AuthorizedKeysFile {keys}
+PidFile none
+UsePAM no
+StrictModes no
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+Subsystem sftp internal-sftp
+MaxStartups 100
+"""
+
+
+def why_not() -> str | None:
+    """What is missing for the tests over SSH; None: nothing."""
+    if os.geteuid() != 0:
+        return "SSH tests need root (sshd and network namespaces)"
+    if not os.path.exists(SSHD):
+        return "SSH tests need sshd: apt-get install openssh-server iproute2"
+    return None
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def new_key(path: Path) -> Path:
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "dtrain-test", "-f", str(path)]
+    subprocess.run(command, check=True, input=b"y\n", capture_output=True)
+    return path
+
+
+@dataclass
+class Host:
+    """One machine: its address, its sshd, its end of a link."""
+
+    folder: Path
+    address: str
+    port: int
+    key: Path
+    namespace: str | None
+    link: str = ""
+    server: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def where(self) -> str:
+        return f"root@{self.address}:{self.port}"
+
+    @property
+    def known_hosts_line(self) -> str:
+        kind, data = self.host_key.split()[:2]
+        name = self.address if self.port == 22 else f"[{self.address}]:{self.port}"
+        return f"{name} {kind} {data}\n"
+
+    @property
+    def host_key(self) -> str:
+        return (self.folder / "host_key.pub").read_text().strip()
+
+    def up(self) -> None:
+        """Start sshd and wait until it listens."""
+        config = self.folder / "sshd_config"
+        keys = self.key.with_suffix(".pub")
+        config.write_text(CONFIG.format(address=self.address, port=self.port, folder=self.folder, keys=keys))
+        inside = ["ip", "netns", "exec", self.namespace] if self.namespace else []
+        log = (self.folder / "sshd.log").open("ab")
+        self.server = subprocess.Popen([*inside, SSHD, "-D", "-e", "-f", str(config)], stderr=log, stdin=-3)
+        log.close()
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection((self.address, self.port), timeout=1).close()
+                return
+            except OSError:
+                assert time.monotonic() < deadline, (self.folder / "sshd.log").read_text()
+                time.sleep(0.05)
+
+    def down(self) -> None:
+        """End sshd and the sessions it has open; what was started detached lives on."""
+        if self.server is not None:
+            subprocess.run(["pkill", "-KILL", "-P", str(self.server.pid)], check=False)
+            self.server.kill()
+            self.server.wait()
+            self.server = None
+
+    def cut(self) -> None:
+        ip("link", "set", self.link, "down")
+
+    def mend(self) -> None:
+        ip("link", "set", self.link, "up")
+
+    def another_host_key(self) -> None:
+        """As after somebody set the machine up anew, or stands in between."""
+        self.down()
+        for name in ("host_key", "host_key.pub"):
+            (self.folder / name).unlink()
+        new_key(self.folder / "host_key")
+        self.up()
+
+
+class Network:
+    """Hosts on a bridge of their own; all gone when it is closed."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder = folder
+        self.key = new_key(folder / "client_key")
+        Path("/run/sshd").mkdir(exist_ok=True)
+        number = os.getpid()
+        self.bridge = f"dsb{number}"
+        self.subnet = f"10.{120 + number % 100}.{number // 100 % 250}"
+        self.hosts: list[Host] = []
+        self.namespaces = self._bridged()
+        for place in range(count):
+            self.hosts.append(self._host(place))
+        for host in self.hosts:
+            host.up()
+
+    def _bridged(self) -> bool:
+        try:
+            ip("link", "add", self.bridge, "type", "bridge")
+        except (OSError, subprocess.CalledProcessError):
+            return False
+        ip("addr", "add", f"{self.subnet}.1/24", "dev", self.bridge)
+        ip("link", "set", self.bridge, "up")
+        return True
+
+    def _host(self, place: int) -> Host:
+        folder = self.folder / f"host{place}"
+        folder.mkdir()
+        new_key(folder / "host_key")
+        if not self.namespaces:
+            return Host(folder, "127.0.0.1", free_port(), self.key, None)
+        name, link, address = f"{self.bridge}n{place}", f"{self.bridge}v{place}", f"{self.subnet}.{11 + place}"
+        ip("netns", "add", name)
+        ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
+        ip("link", "set", link, "master", self.bridge, "up")
+        ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
+        ip("-n", name, "link", "set", "eth0", "up")
+        ip("-n", name, "link", "set", "lo", "up")
+        return Host(folder, address, 22, self.key, name, link)
+
+    def close(self) -> None:
+        for host in self.hosts:
+            host.down()
+            if host.namespace:
+                ip("netns", "del", host.namespace)
+        if self.namespaces:
+            ip("link", "del", self.bridge)
