@@ -81,7 +81,9 @@ class QueuedJob:
     def waits_for(self) -> str:
         """For people: SLURM's reason in its word and ours, and the expected start."""
         words = _REASONS.get(self.reason, "")
-        told = f"waiting in the queue: {self.reason}" + (f" ({words})" if words else "")
+        told = "waiting in the queue"
+        if self.reason:
+            told += f": {self.reason}" + (f" ({words})" if words else "")
         return told + (f"; SLURM expects it to start at {self.starts}" if self.starts else "")
 
 

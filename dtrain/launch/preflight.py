@@ -30,6 +30,7 @@ from dtrain.launch.network import Link, free_port, link_towards
 from dtrain.launch.node import node_number
 from dtrain.launch.nodes import joined, parted
 from dtrain.launch.spec import LaunchSpec
+from dtrain.launch.supervise import speak_into
 from dtrain.paths import RunPaths
 
 HELLO_SECONDS = 6.0
@@ -307,6 +308,7 @@ def run(paths: RunPaths, number: int, meeting: str, names: Sequence[str]) -> int
         return 0
     started = time.monotonic()
     roll = Roll(names)
+    speak_into(paths.node(0).log)
     with listening(*parted(meeting)) as server:
         threading.Thread(target=member.take_part, daemon=True).start()
         verdict = keep_roll(server, roll)
@@ -318,7 +320,7 @@ def run(paths: RunPaths, number: int, meeting: str, names: Sequence[str]) -> int
         )
         return 0
     reason = f"preflight: {verdict}"
-    print(f"[dtrain] {reason}", file=sys.stderr)
+    print(f"[dtrain] {reason}")
     Ending.now(paths, FAILED, reason).write_to(paths.node(0).ending)
     return FAILED
 

@@ -35,15 +35,23 @@ class LogFile:
 
 
 def log_files(paths: RunPaths, rank: int | None = None) -> list[LogFile]:
-    """The first failing rank, then the supervisor and torchrun, then the other ranks. `rank` picks one."""
+    """The first failing rank, then the supervisors and torchrun, then the other ranks. `rank` picks one."""
     ranks = sorted(_ranks_with_logs(paths))
     if rank is not None:
         return [LogFile(f"rank {rank}", paths.rank_log(rank))]
     ending = Ending.read(paths)
     first = [ending.rank] if ending is not None and ending.rank in ranks else []
     files = [LogFile(f"rank {number}", paths.rank_log(number)) for number in first]
-    files.append(LogFile("launch", paths.launch_log))
+    files += [LogFile("launch", paths.launch_log), *_of_several_nodes(paths)]
     return files + [LogFile(f"rank {number}", paths.rank_log(number)) for number in ranks if number not in first]
+
+
+def _of_several_nodes(paths: RunPaths) -> list[LogFile]:
+    """What the batch system's script said, and the other nodes' supervisors."""
+    numbers = (path.stem.removeprefix("launch-") for path in paths.logs.glob("launch-*.log"))
+    nodes = sorted(int(number) for number in numbers if number.isdigit())
+    job = [LogFile("job", paths.job_log)] if paths.job_log.exists() else []
+    return job + [LogFile(f"node {number}", paths.node(number).log) for number in nodes]
 
 
 def _ranks_with_logs(paths: RunPaths) -> list[int]:

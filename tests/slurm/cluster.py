@@ -26,7 +26,7 @@ SlurmUser=root
 SlurmdUser=root
 SlurmctldPort=16817
 AuthType=auth/munge
-AuthInfo=socket={base}/munge.sock,cred_expire=10
+AuthInfo=socket={base}/munge.sock,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={base}/state
 SlurmdSpoolDir={base}/spool/%n
@@ -54,9 +54,10 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 GresTypes=gpu
 {nodes}
-PartitionName=low  Nodes=ALL Default=YES MaxTime=1:00:00 DefaultTime=10:00 State=UP PriorityTier=1  PreemptMode=REQUEUE GraceTime=20
-PartitionName=hasty Nodes=ALL MaxTime=1:00:00 DefaultTime=10:00 State=UP PriorityTier=1  PreemptMode=REQUEUE GraceTime=0
-PartitionName=high Nodes=ALL MaxTime=1:00:00 DefaultTime=10:00 State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=DEFAULT Nodes=ALL MaxTime=1:00:00 DefaultTime=10:00 State=UP
+PartitionName=low PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 Default=YES
+PartitionName=hasty PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 Default=NO
+PartitionName=high PriorityTier=10 PreemptMode=OFF Default=NO
 """
 NODE = (
     "NodeName={name} NodeHostname={name} NodeAddr={address} CPUs=4 Boards=1 SocketsPerBoard=1 CoresPerSocket=4 "

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dtrain_launchers import slurm
 
 from tests.launch.conftest import home, make_job, stand_ins  # noqa: F401
 from tests.slurm import cluster as slurm_cluster
@@ -37,6 +38,7 @@ def cluster(whole_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator
     for name in [name for name in os.environ if name.startswith(("SLURM_JOB", "SBATCH_", "SLURM_NODE"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(slurm, "ASK_AGAIN_SECONDS", 0.2)
     whole_cluster.wait_idle()
     yield whole_cluster
     whole_cluster.clear()

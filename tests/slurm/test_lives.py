@@ -1,0 +1,174 @@
+"""Preempted, at its time limit, on a node that dies: the run goes on in the same job, or says why not. Stand-ins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from dtrain_launchers.slurm import SlurmLauncher
+
+from dtrain.launch.api import Handle, Job
+from dtrain.launch.ending import last_checkpoint
+from dtrain.paths import RunPaths
+from tests.launch.conftest import is_training, left_over, wait_until
+from tests.slurm.cluster import Cluster
+
+pytestmark = pytest.mark.slow
+Start = Callable[..., "Life"]
+LONG = 100_000
+
+
+class Life:
+    """A submitted run of stand-ins."""
+
+    def __init__(self, cluster: Cluster, job: Job) -> None:
+        self.cluster, self.job, self.paths = cluster, job, RunPaths(job.folder)
+        self.launcher = SlurmLauncher()
+        assert self.launcher.check(job) == []
+        self.handle: Handle = self.launcher.submit(job, self.launcher.render(job))
+
+    @property
+    def id(self) -> str:
+        return str(self.handle.data["job_id"])
+
+    def told(self, key: str) -> str:
+        """A field of `scontrol show job`."""
+        text = self.cluster("scontrol", "--oneliner", "show", "job", self.id)
+        return next(word.partition("=")[2] for word in text.split() if word.startswith(f"{key}="))
+
+    def wait_training(self) -> None:
+        wait_until(lambda: is_training(self.paths), 60)
+
+    def wait_restarted(self) -> None:
+        wait_until(lambda: self.told("Restarts") == "1", 60)
+
+    def wait_state(self, *states: str, seconds: float = 60) -> None:
+        wait_until(lambda: self.launcher.status(self.handle).state in states, seconds)
+
+    def steps(self) -> list[int]:
+        return [json.loads(line)["step"] for line in self.paths.metrics.read_text().splitlines()]
+
+    def preempt(self) -> None:
+        """A job of a higher tier takes the node for a moment."""
+        node = self.told("NodeList")
+        self.cluster("sbatch", "-p", "high", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap=sleep 1")
+
+    def finish(self) -> None:
+        """Let the next life end soon, and see it end well."""
+        self.wait_state("done", "failed", "lost")
+        status = self.launcher.status(self.handle)
+        assert (status.state, status.exit_code) == ("done", 0), status
+        assert left_over(self.job.run_id) == []
+
+
+@pytest.fixture
+def start(cluster: Cluster, make_job: Callable[..., Job], stand_ins: None, monkeypatch: pytest.MonkeyPatch) -> Start:
+    def started(steps: int = 60, step_seconds: float = 0.05, **options: Any) -> Life:
+        monkeypatch.setenv("STAND_IN_STEPS", str(steps))
+        monkeypatch.setenv("STAND_IN_STEP_SECONDS", str(step_seconds))
+        return Life(cluster, make_job(options=options))
+
+    return started
+
+
+def test_preempted_and_saved_in_the_grace_time(start: Start) -> None:
+    life = start()
+    life.wait_training()
+    life.preempt()
+    life.wait_state("pending")
+    assert not life.paths.exit.exists()
+    saved = last_checkpoint(life.paths)
+    assert saved is not None
+    wait_until(lambda: "BeginTime" in life.launcher.status(life.handle).reason, 5)
+    assert f"goes on after step {saved}" in life.launcher.status(life.handle).reason
+    life.wait_restarted()
+    life.finish()
+    assert life.steps() == list(range(1, 61))
+    assert "requeue 1 of at most 20" in life.paths.job_log.read_text()
+
+
+def test_preempted_and_killed_before_it_could_save(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No grace time, and saving takes long: SLURM kills it, and requeues it by itself."""
+    monkeypatch.setenv("STAND_IN_SAVE_SECONDS", "60")
+    life = start(partition="hasty")
+    life.wait_training()
+    life.preempt()
+    life.wait_restarted()
+    assert not life.paths.exit.exists()
+    assert last_checkpoint(life.paths) is None
+    life.finish()
+    again = life.steps().index(1, 1)
+    assert life.steps()[again:] == list(range(1, 61))
+
+
+def test_preempted_before_its_first_step(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAND_IN_PREPARE_SECONDS", "3")
+    life = start()
+    wait_until(life.paths.rank_log(1).exists, 30)
+    life.preempt()
+    life.wait_restarted()
+    assert not life.paths.metrics.exists()
+    life.finish()
+    assert life.steps() == list(range(1, 61))
+
+
+def test_the_signal_before_the_time_limit(start: Start) -> None:
+    """The real limit of a minute; SLURM's warning comes up to half a minute early."""
+    life = start(LONG, signal="USR2", signal_margin_seconds=55, time="00:01:00")
+    life.wait_training()
+    life.wait_restarted()
+    saved = last_checkpoint(life.paths)
+    assert saved is not None
+    wait_until(lambda: life.launcher.status(life.handle).state == "running", 30)
+    wait_until(lambda: life.steps()[-1] > saved, 30)
+    life.launcher.cancel(life.handle)
+    status = life.launcher.status(life.handle)
+    assert (status.state, status.exit_code) == ("interrupted", 75)
+    assert life.steps() == list(range(1, life.steps()[-1] + 1))
+
+
+def test_the_cap_on_requeues(start: Start) -> None:
+    life = start(LONG, max_requeues=0)
+    life.wait_training()
+    life.cluster("scancel", "--batch", "--signal=USR1", life.id)
+    life.wait_state("interrupted")
+    status = life.launcher.status(life.handle)
+    assert status.exit_code == 75
+    assert "max_requeues is 0" in status.reason
+    wait_until(lambda: life.told("JobState") == "FAILED", 20)
+    assert life.told("ExitCode") == "75:0"
+
+
+def test_a_node_whose_plug_is_pulled(start: Start) -> None:
+    life = start(60)
+    life.wait_training()
+    node = life.told("NodeList")
+    life.cluster.pull_the_plug(node)
+    life.cluster("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    life.wait_restarted()
+    life.finish()
+    assert life.told("NodeList") != node
+    assert life.steps()[-1] == 60
+
+
+def test_a_person_s_scancel_is_an_interruption(start: Start) -> None:
+    life = start(LONG)
+    life.wait_training()
+    life.cluster("scancel", life.id)
+    life.wait_state("interrupted")
+    assert last_checkpoint(life.paths) is not None
+    assert left_over(life.job.run_id) == []
+
+
+def test_a_pending_job_says_why_and_when(start: Start, cluster: Cluster) -> None:
+    cluster("sbatch", "-p", "high", "-N", "2", "--exclusive", "-o", "/dev/null", "--time=5", "--wrap=sleep 60")
+    wait_until(lambda: "allocated" in cluster.states(), 10)
+    life = start(5)
+    wait_until(lambda: "expects it to start at" in life.launcher.status(life.handle).reason, 20)
+    status = life.launcher.status(life.handle)
+    assert status.state == "pending"
+    assert "Resources" in status.reason or "Priority" in status.reason
+    life.launcher.cancel(life.handle)
+    assert life.launcher.status(life.handle).state == "interrupted"
