@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -20,9 +21,12 @@ from dtrain.paths import RunPaths
 @click.argument("run")
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 @click.option("--step", type=click.IntRange(min=1), help="Which checkpoint; default: the newest good one.")
+@click.option("--merge", is_flag=True, help="An adapter is merged into its base model, in full precision.")
 @json_option
-def command(run: str, folder: Path | None, step: int | None, as_json: bool) -> None:
+def command(run: str, folder: Path | None, step: int | None, merge: bool, as_json: bool) -> None:
     """Write the model of a checkpoint of RUN into FOLDER (default: RUN's folder/export-STEP), checked by a reload.
+
+    An adapter is written as an adapter, or with --merge as a model of its own, its logits compared before and after.
 
     \b
     dtrain export storyteller
@@ -30,18 +34,18 @@ def command(run: str, folder: Path | None, step: int | None, as_json: bool) -> N
     """
     require_train("dtrain export")
     with redirect_stdout(sys.stderr):  # DeepSpeed greets on stdout
-        out, done = _exported(run, folder, step)
+        out, done = _exported(run, folder, step, merge)
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "folder": str(out), "step": done}, indent=2))
         return
     click.echo(f"{out}  (step {done})")
 
 
-def _exported(run: str, folder: Path | None, step: int | None) -> tuple[Path, int]:
+def _exported(run: str, folder: Path | None, step: int | None, merge: bool) -> tuple[Path, int]:
     """The folder that was written, and of which step."""
-    from dtrain.cli.model_folder import config_of
+    from dtrain.cli.model_folder import config_of, holds_model
     from dtrain.launch import registry
-    from dtrain.train import checkpoint
+    from dtrain.train import adapters, checkpoint
     from dtrain.train.export import export_checkpoint
 
     paths = RunPaths(Path(registry.find(run).folder))
@@ -52,9 +56,17 @@ def _exported(run: str, folder: Path | None, step: int | None) -> tuple[Path, in
     if found is None or config is None:
         there = sorted(checkpoint.step_of(one) for one in paths.checkpoints.glob("step-*"))
         raise BadInput("there is no such checkpoint", file=str(paths.checkpoints), value=step, allowed=there)
-    out = folder or paths.output / f"export-{found.step}"
-    if (out / "config.json").exists():
+    if merge and config.adapter is None:
+        raise BadInput("this run trained no adapter: there is nothing to merge", key="--merge", fix="leave --merge out")
+    out = folder or paths.output / f"{'merged' if merge else 'export'}-{found.step}"
+    if holds_model(out):
         raise BadInput("there is a model in this folder", file=str(out), fix="name another folder")
     precision = read_json(paths.plan)["choice"]["precision"]
-    export_checkpoint(found.folder, config, precision, Path(read_json(paths.data)["tokenizer"]), out)
+    tokenizer = Path(read_json(paths.data)["tokenizer"])
+    if merge:
+        with tempfile.TemporaryDirectory() as beside:
+            export_checkpoint(found.folder, config, precision, tokenizer, Path(beside))
+            adapters.merge(Path(beside), out)
+    else:
+        export_checkpoint(found.folder, config, precision, tokenizer, out)
     return out, found.step

@@ -16,16 +16,21 @@ def find_model(said: str) -> Path:
     try:
         folder = Path(registry.find(said).folder)
     except BadInput:  # no run of this name: a model folder from elsewhere
-        if not (Path(said) / "config.json").is_file():
+        if not holds_model(Path(said)):
             raise
         folder = Path(said)
-    if not (folder / "config.json").is_file():
+    if not holds_model(folder):
         raise BadInput(
             "there is no model here yet", file=str(folder), value=said,
             fix=f"dtrain status {said}; a stopped run goes on with `dtrain resume {said}`, and `dtrain export {said}` "
             "writes the model of its newest checkpoint",
         )  # fmt: skip
     return folder
+
+
+def holds_model(folder: Path) -> bool:
+    """A whole model, or an adapter that names its base."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def config_of(folder: Path) -> Config | None:

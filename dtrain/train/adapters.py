@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 from dtrain.config.schema import Config
-from dtrain.errors import BadInput
-from dtrain.planner.choice import Choice
+from dtrain.errors import BadInput, RunFailed
 
 COMMON_TARGETS = ("q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv")
 """Where a file names no targets: peft's own defaults for most families (peft/utils/constants.py)."""
+
+
+LARGEST_MERGE_CHANGE = 1e-3
+"""Of a logit, relative to the spread of all: fp32 rounding gives 1e-6, a wrong merge gives 1."""
 
 
 def quantization(config: Config, compute: torch.dtype) -> Any:
@@ -32,7 +35,7 @@ def quantization(config: Config, compute: torch.dtype) -> Any:
     )
 
 
-def add(model: Any, config: Config, choice: Choice) -> None:
+def add(model: Any, config: Config, checkpointed: bool) -> None:
     """Inject adapters; from here on only they (and `lora_modules_to_save`) are trained. The same draw on every rank."""
     from peft import LoraConfig
 
@@ -50,7 +53,7 @@ def add(model: Any, config: Config, choice: Choice) -> None:
             task_type="CAUSAL_LM",
         )
     )
-    if choice.gradient_checkpointing != "none":
+    if checkpointed:
         model.enable_input_require_grads()  # a checkpointed block whose input needs no gradient would give none
 
 
@@ -115,7 +118,7 @@ def read(folder: Path, dtype: Any = "auto") -> Any:
 
 def merge(adapter: Path, out: Path) -> float:
     """Write the full-precision base with the adapter merged into it. Returns the largest change of a logit, relative
-    to their spread, between adapter and merged model on a probe of 32 tokens.
+    to their spread, between adapter and merged model on a probe of 32 tokens; RunFailed where it is not small.
 
     Merged in fp32, whatever the run's precision: a 16-bit or 4-bit merge rounds the adapter away (peft#2321).
     """
@@ -129,6 +132,9 @@ def merge(adapter: Path, out: Path) -> float:
         before = tuned(input_ids=ids).logits
         merged = tuned.merge_and_unload()
         after = merged(input_ids=ids).logits
+    change = float((after - before).abs().max() / before.std())
+    if not change < LARGEST_MERGE_CHANGE:  # also NaN
+        raise RunFailed(f"merging changes the logits by {change:.2%} of their spread", file=str(out))
     merged.to(stored or torch.float32).save_pretrained(out)
     AutoTokenizer.from_pretrained(adapter).save_pretrained(out)
-    return float((after - before).abs().max() / before.std())
+    return change

@@ -75,9 +75,12 @@ def export_checkpoint(folder: Path, config: Config, precision: str, tokenizer_fo
     described.vocab_size = max(described.get_text_config().vocab_size, len(tokenizer))
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(described, dtype=DTYPES[precision])
+        if config.adapter is not None:
+            adapters.add(model, config, checkpointed=False)
     weights = {
         name: whole_master(stored, name, parameter.numel()).to(parameter.dtype).reshape(parameter.shape)
         for name, parameter in model.named_parameters()
+        if parameter.requires_grad
     }
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out, state_dict=weights)

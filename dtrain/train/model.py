@@ -83,7 +83,7 @@ def load_model(
         model.gradient_checkpointing_enable({"use_reentrant": choice.zero_stage == 3 if said is None else said})
     model.config.use_cache = False
     if config.adapter is not None:
-        adapters.add(model, config, choice)
+        adapters.add(model, config, checkpointed=choice.gradient_checkpointing != "none")
     return model
 
 
