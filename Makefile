@@ -28,7 +28,7 @@ demo: $(READY)
 	$(BIN)/dtrain launch --profile cpu configs/storyteller-tiny.yaml --yes
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 lint: $(READY)
 	$(BIN)/ruff check .
