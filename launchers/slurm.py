@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from dtrain.errors import LauncherRefused, PartMissing, RunFailed
-from dtrain.launch import shared
+from dtrain.launch import seeds, shared
 from dtrain.launch.api import Handle, Job, Rendered, Status
 from dtrain.launch.spec import spec_for
 from dtrain.paths import RunPaths
@@ -60,8 +60,11 @@ class SlurmLauncher:
         paths = RunPaths(job.folder)
         grace = options.grace_seconds if options.grace_seconds is not None else signal_margin_seconds(job, options)
         spec = spec_for(job, grace_seconds=grace, env=options.env)
+        files = {str(paths.launch): spec.as_text(), str(paths.job_script): script(job, options)}
+        for seed in options.seeds:
+            files |= seeds.member_files(job, seed, spec)
         return Rendered(
-            files={str(paths.launch): spec.as_text(), str(paths.job_script): script(job, options)},
+            files=files,
             commands=(("sbatch", "--parsable", str(paths.job_script)),),
             notes=_notes(job, options),
         )
@@ -108,6 +111,7 @@ class SlurmLauncher:
     def _sbatch(self, job: Job, rendered: Rendered) -> str:
         """The job's id. What sbatch refused is LauncherRefused; where it is not known, RunFailed keeps the intent."""
         shared.write_files(rendered.files)
+        seeds.begin_again(RunPaths(job.folder))
         said = self.cluster.run(rendered.commands[0])
         if said.code == 0:
             return said.out.strip().partition(";")[0]  # "123;cluster"
@@ -181,7 +185,10 @@ def _asked_lately(cluster: Cluster, name: str, moment: int) -> tuple[QueuedJob, 
 
 
 def _status_of(jobs: tuple[QueuedJob, ...], paths: RunPaths) -> Status:
-    job = next((job for job in jobs if not job.is_over and not job.is_pending), None)
+    running = [job for job in jobs if not job.is_over and not job.is_pending]
+    job = running[0] if running else None
+    if job is not None and "_" in job.id:
+        return Status("running", None, f"{len(running)} of {len(seeds.members(paths))} seeds at once; job {job.id}")
     if job is not None:
         return Status("running", None, f"{shared.stage(paths)}; job {job.id} on {job.nodes}")
     job = next((job for job in jobs if job.is_pending), jobs[-1])

@@ -172,3 +172,29 @@ def test_a_pending_job_says_why_and_when(start: Start, cluster: Cluster) -> None
     assert "Resources" in status.reason or "Priority" in status.reason
     life.launcher.cancel(life.handle)
     assert life.launcher.status(life.handle).state == "interrupted"
+
+
+def test_an_array_of_seeds(start: Start) -> None:
+    life = start(5, seeds=[11, 12, 13])
+    assert "#SBATCH --array=0-2" in life.paths.job_script.read_text()
+    life.finish()
+    assert life.launcher.status(life.handle).reason == "done: seed-11, seed-12, seed-13"
+    for seed in (11, 12, 13):
+        one = RunPaths(life.job.folder / f"seed-{seed}")
+        assert json.loads(one.exit.read_text())["code"] == 0
+        assert f"seed: {seed}\n" in one.config.read_text()
+        assert len(one.metrics.read_text().splitlines()) == 5
+
+
+def test_a_stopped_array_goes_on_with_what_is_left(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    life = start(LONG, seeds=[1, 2])
+    wait_until(lambda: all(is_training(RunPaths(life.job.folder / f"seed-{seed}")) for seed in (1, 2)), 60)
+    life.launcher.cancel(life.handle)
+    assert life.launcher.status(life.handle).state == "interrupted"
+    assert [left_over(f"{life.job.run_id}-seed-{seed}") for seed in (1, 2)] == [[], []]
+    reached = [last_checkpoint(RunPaths(life.job.folder / f"seed-{seed}")) or 0 for seed in (1, 2)]
+    assert min(reached) > 0
+    life.paths.exit.unlink()  # as `dtrain resume` puts it aside
+    monkeypatch.setenv("STAND_IN_STEPS", str(max(reached) + 5))
+    life.handle = life.launcher.submit(life.job, life.launcher.render(life.job))
+    life.finish()
