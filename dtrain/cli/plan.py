@@ -12,6 +12,10 @@ import click
 from dtrain.cli.options import file_argument, json_option, profile_option, set_option
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dtrain.config.origins import Loaded
+    from dtrain.planner.nearest import Way
     from dtrain.planner.plan import Plan
     from dtrain.planner.trace import TraceTerm
 
@@ -23,13 +27,21 @@ if TYPE_CHECKING:
 @click.option(
     "--trace", is_flag=True, help="Count the real model's tensors without a GPU (needs dtrain[train]; seconds)."
 )
+@click.option(
+    "--html",
+    "page",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write it as one page too, with the price of every other machine; it opens offline.",
+)
 @json_option
-def command(file: Path, profile: str, sets: tuple[str, ...], trace: bool, as_json: bool) -> None:
+def command(file: Path, profile: str, sets: tuple[str, ...], trace: bool, page: Path | None, as_json: bool) -> None:
     """Does it fit, how fast, how long, what does it cost: told before a cent is spent.
 
     \b
     dtrain plan configs/storyteller.yaml --profile a100x8
     dtrain plan my.yaml --profile 4090x1 --set sequence_len=4096 --json
+    dtrain plan my.yaml --profile h100x8 --html plan.html
 
     Needs no GPU and no torch. Exit code 3 when it does not fit, with the nearest changes that would.
     """
@@ -44,6 +56,8 @@ def command(file: Path, profile: str, sets: tuple[str, ...], trace: bool, as_jso
     plan = make_plan(loaded, resolve_profile(profile), facts)
     ways = [] if plan.accepted else ways_out(plan, loaded, facts)
     terms = _traced(plan) if trace else []
+    if page is not None:
+        write_page(page, loaded, plan, ways)
     if as_json:
         document = plan.as_json()
         document |= {"ways_out": [way.as_json() for way in ways]} if ways else {}
@@ -54,6 +68,28 @@ def command(file: Path, profile: str, sets: tuple[str, ...], trace: bool, as_jso
 
         print_plan(plan, ways, traced=terms)
     sys.exit(0 if plan.accepted else 3)
+
+
+def write_page(page: Path, loaded: Loaded, plan: Plan, ways: Sequence[Way]) -> None:
+    """The plan as one HTML file. BadInput where it cannot be written."""
+    from dtrain.errors import BadInput
+    from dtrain.files import write_whole
+    from dtrain.planner.rent import Limits, Rent, rent
+    from dtrain.show.plan_page import plan_page
+
+    market: Rent | str
+    try:
+        market = rent(loaded, plan.facts, Limits(), counts=plan.counts)
+    except BadInput as refusal:  # of every machine that can be rented; the plan itself stands
+        market = f"No machine of the price table can be planned for: {refusal.message}."
+    try:
+        write_whole(page, plan_page(plan, ways, market), durable=False)
+    except OSError as error:
+        raise BadInput(
+            f"the page cannot be written: {error.strerror}", key="--html", value=str(page),
+            fix="name a file in a folder you may write to",
+        ) from None  # fmt: skip
+    click.echo(f"page: {page}", err=True)
 
 
 def _traced(plan: Plan) -> list[TraceTerm]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 from dtrain.planner.batch import Batches
 from dtrain.planner.choose import DIMENSIONS, HEADROOM, HOST_HEADROOM, SAME_SPEED, Candidate, Search
@@ -16,6 +18,36 @@ NAMES = {
     "gradient_checkpointing": "gradient_checkpointing",
     "micro_batch_size": "micro_batch_size",
 }
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A layout that was not taken, one dimension away from the one that was."""
+
+    key: str
+    value: str | int
+    faster: float
+    """Samples per second over the chosen layout's, less one."""
+    peak_gib: float
+    verdict: str
+    """Why it was not taken, in words."""
+
+    def as_json(self) -> dict[str, Any]:
+        figures = {"faster": float(f"{self.faster:.6g}"), "peak_gib": float(f"{self.peak_gib:.9g}")}
+        return {"key": self.key, "value": self.value, **figures, "verdict": self.verdict}
+
+
+def neighbours(search: Search, space: Space) -> tuple[Neighbour, ...]:
+    """The best rejected layouts, at most two in each direction that the file leaves open."""
+    return tuple(
+        Neighbour(
+            name, getattr(rival.choice, name), _speed(search.best, rival), rival.memory.peak,
+            _compare(search.best, rival, name),
+        )
+        for name in DIMENSIONS
+        if name not in space.said
+        for rival in list(_best_by_value(search, name))[:2]
+    )  # fmt: skip
 
 
 def reasons(search: Search, space: Space, batches: Batches) -> tuple[str, ...]:
@@ -92,7 +124,7 @@ def _same_but(best: Candidate, other: Candidate, name: str) -> bool:
 
 def _compare(best: Candidate, rival: Candidate, name: str) -> str:
     """One clause: `2 would be 9 % faster but is 3.1 GiB over`."""
-    speed = best.seconds_per_sample / rival.seconds_per_sample - 1
+    speed = _speed(best, rival)
     words = _pace(speed)
     value = getattr(rival.choice, name)
     if rival.within_headroom:
@@ -101,6 +133,10 @@ def _compare(best: Candidate, rival: Candidate, name: str) -> str:
     if rival.over_gib <= 0:
         return f"{value} would be {words} but host memory is too small for it"
     return f"{value} would be {words} but is {memory(rival.over_gib)} over what may be used"
+
+
+def _speed(best: Candidate, rival: Candidate) -> float:
+    return best.seconds_per_sample / rival.seconds_per_sample - 1
 
 
 def _pace(speed: float) -> str:

@@ -20,7 +20,7 @@ from dtrain.planner.choice import Choice
 from dtrain.planner.choose import Candidate, search
 from dtrain.planner.cost import RunCounts, RunTime, checkpoint_seconds, estimate_run
 from dtrain.planner.counts import DataCounts, counted_before, estimate_counts
-from dtrain.planner.explain import reasons
+from dtrain.planner.explain import Neighbour, neighbours, reasons
 from dtrain.planner.memory import TERMS, Memory
 from dtrain.planner.pins import space_of
 from dtrain.planner.throughput import StepTime, estimate_time
@@ -65,6 +65,8 @@ class Plan:
     counts: DataCounts
     warnings: tuple[str, ...]
     reasons: tuple[str, ...]
+    neighbours: tuple[Neighbour, ...]
+    """The best layouts that were not taken."""
     candidate: Candidate
     """The layout behind it, with everything the estimate was made from."""
     layouts: int
@@ -87,6 +89,7 @@ class Plan:
             "config": self.config,
             "warnings": list(self.warnings),
             "reasons": list(self.reasons),
+            "neighbours": [one.as_json() for one in self.neighbours],
             "model": {
                 "name": self.facts.name,
                 "hidden_size": self.facts.hidden_size,
@@ -144,6 +147,7 @@ def make_plan(loaded: Loaded, profile: Profile, facts: ModelFacts, counts: DataC
         counts=counts,
         warnings=(*profile.notes, *loaded.notes, *_window_warnings(loaded, facts), *counts.warnings),
         reasons=reasons(found, space, sizes),
+        neighbours=neighbours(found, space),
         candidate=best,
         layouts=len(found.candidates),
     )

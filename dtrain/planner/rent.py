@@ -15,7 +15,7 @@ from dtrain.hardware.gpus import GPUS, shortest
 from dtrain.hardware.prices import Offer, Price, offers, prices
 from dtrain.hardware.profiles import Profile, resolve_profile
 from dtrain.models.facts import ModelFacts
-from dtrain.planner.counts import DataCounts, estimate_counts
+from dtrain.planner.counts import DataCounts, counted_before, estimate_counts
 from dtrain.planner.plan import Plan, make_plan
 from dtrain.units import dollars
 
@@ -120,10 +120,19 @@ class Rent:
         }
 
 
-def rent(loaded: Loaded, facts: ModelFacts, limits: Limits, table: Sequence[Price] | None = None) -> Rent:
-    """Plan the config on every profile that can be rented. BadInput if no profile can be planned at all."""
+def rent(
+    loaded: Loaded,
+    facts: ModelFacts,
+    limits: Limits,
+    table: Sequence[Price] | None = None,
+    counts: DataCounts | None = None,
+) -> Rent:
+    """Plan the config on every profile that can be rented. BadInput if no profile can be planned at all.
+
+    `counts`: how much data there is, where that is known better than from the files.
+    """
     known = prices() if table is None else tuple(table)
-    counts = estimate_counts(loaded.config, loaded.file)
+    counts = counts or counted_before(loaded.config) or estimate_counts(loaded.config, loaded.file)
     options: list[Option] = []
     unable: list[Unable] = []
     refusals: list[BadInput] = []
