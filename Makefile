@@ -1,6 +1,7 @@
 # make setup   the environment: .venv with the pinned stack
 # make demo    trains a small storyteller on two CPU ranks and lets it write
 # make test    the test suite
+# make soak    two hundred kill -9 in a row; what comes out is tests/soak/kills.json
 # make check   what CI runs: lint, types, tests
 PYTHON ?= python3
 VENV   := .venv
@@ -10,7 +11,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 export DTRAIN_HOME ?= $(CURDIR)/.dtrain
 
-.PHONY: setup demo test lint types check wheel clean
+.PHONY: setup demo test soak lint types check wheel clean
 
 setup: $(READY)
 
@@ -29,6 +30,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+soak: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.kills --kills 200 --json tests/soak/kills.json
 
 lint: $(READY)
 	$(BIN)/ruff check .

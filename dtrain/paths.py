@@ -82,6 +82,10 @@ class RunPaths:
         """A rank's own last words as JSON: an error object of the contract plus `traceback`."""
         return self.logs / f"rank-{rank}.error.json"
 
+    def heartbeat(self, rank: int) -> Path:
+        """A rank's sign of life, for the supervisor of its machine."""
+        return self.run / "heartbeats" / f"rank-{rank}"
+
     @property
     def launch_log(self) -> Path:
         """What the supervisor and torchrun said."""

@@ -259,11 +259,16 @@ class Config(Section):
     save_total_limit: Count | None = None
     """Keep this many checkpoints; default 2."""
     save_every: Literal["auto", "end"] = "auto"
-    """Where neither `save_steps` nor `saves_per_epoch` is given: at the interval that loses least time by failures and
-    by saving together (Daly 2006; the first save, after the first step, measures what one costs), or only at the end."""
+    """Where neither `save_steps` nor `saves_per_epoch` is given: at the interval that loses least time to failures and
+    to saving together (Daly 2006; the first save, after the first step, measures its cost), or only at the end."""
     hours_between_failures: Annotated[float, Field(gt=0)] | None = None
     """For `save_every: auto`: mean hours until some machine of the run fails or is taken away; default: Llama 3's rate,
     one failure in 50,677 GPU hours. A spot machine needs a smaller number."""
+    hang_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """A rank that for so long gets no further (not through one forward or backward pass, one optimizer step, one
+    collective) hangs: the run ends, with the stacks of all ranks in their logs."""
+    max_restarts: Annotated[int, Field(ge=0)] = 0
+    """How often a failed run is started again from its last checkpoint, on the same machine, before it ends."""
     save_keep_hours: Annotated[float, Field(gt=0)] | None = None
     """Besides the newest and the best, keep a checkpoint of every so many hours."""
     logging_steps: Count = 1

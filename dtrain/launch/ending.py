@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,18 @@ def step_reached(paths: RunPaths) -> int:
 def put_aside(paths: RunPaths) -> Path | None:
     """Move what the run's last life left (exit.json, state.json, error files) to past/N: a new one can begin."""
     left = [paths.exit, paths.state, paths.supervisor, paths.report, *paths.logs.glob("*.error.json")]
-    left = [path for path in left if path.exists()]
+    return _moved_to_past(paths, [path for path in left if path.exists()])
+
+
+def put_aside_life(paths: RunPaths, ending: Ending) -> None:
+    """The same between two lives under one supervisor; how the first one ended is kept beside what it left."""
+    left = [path for path in (paths.state, *paths.logs.glob("*.error.json")) if path.exists()]
+    folder = _moved_to_past(paths, left)
+    if folder is not None:
+        ending.write_to(folder / paths.exit.name)
+
+
+def _moved_to_past(paths: RunPaths, left: Sequence[Path]) -> Path | None:
     if not left:
         return None
     number = 1 + sum(1 for _ in paths.past.glob("*"))

@@ -29,12 +29,14 @@ from dtrain.launch.ending import (
     Ending,
     interrupted,
     put_aside,
+    put_aside_life,
     read_or_none,
 )
 from dtrain.launch.process import adopt_orphans, die_with_parent, end_run_processes, send
 from dtrain.launch.ranks import Ranks, first_failure, how_it_ended, was_interrupted
 from dtrain.launch.spec import LaunchSpec, environment, with_free_port
 from dtrain.launch.standing import Supervisor
+from dtrain.launch.watchdog import Watchdog, dump_stacks, slowest, verdict
 from dtrain.paths import RunPaths
 
 TICK_SECONDS = 0.05
@@ -89,6 +91,7 @@ class Supervision:
         self.command = spec.ranks
         self.log = paths.launch_log
         self.ranks = Ranks(spec.ranks_per_node)
+        self.watchdog = Watchdog(paths)
         self.told = 0.0
         """When the ranks were last asked to stop: one that did not listen yet is asked again."""
         self.port_tries = 0
@@ -119,6 +122,7 @@ class Supervision:
             self._killed_on_request()
             or self._prepare_failed()
             or self._rank_failed()
+            or self._rank_hangs()
             or self._finished()
             or self._stopping()
         )
@@ -152,6 +156,13 @@ class Supervision:
             self.ranks.update(self.torchrun.pid)
         failure = first_failure(self.ranks.failed(frozenset(excused)), self.paths)
         return Ending.now(self.paths, failure.code, failure.reason, failure.rank)
+
+    def _rank_hangs(self) -> Ending | None:
+        beats = self.watchdog.hung(self.ranks.alive)
+        if not beats:
+            return None
+        frozen = dump_stacks(self.ranks.alive)
+        return Ending.now(self.paths, FAILED, verdict(beats, frozen), frozen[0] if frozen else slowest(beats))
 
     def _finished(self) -> Ending | None:
         if self.ranks.all_ended:
@@ -222,11 +233,36 @@ def has_begun(paths: RunPaths) -> bool:
 
 def supervise(paths: RunPaths, spec: LaunchSpec, stop: StopRequests) -> Ending:
     """Run it to its end, sweep, and write exit.json."""
-    ending = watched(paths, spec, lambda: Supervision(paths, spec, stop))
+    ending = lives(paths, spec, stop)
     ending = with_room_to_speak(paths, ending)
     ending.write(paths)
     print(f"run {spec.run_id}: {ending.reason} (exit code {ending.code})", flush=True)
     return ending
+
+
+def lives(paths: RunPaths, spec: LaunchSpec, stop: StopRequests) -> Ending:
+    """One life after the other, while the run fails and may be started again (`max_restarts`)."""
+    restarts, before = None, -1
+    while True:
+        ending = watched(paths, spec, lambda: Supervision(paths, spec, stop))
+        restarts = restarts_allowed(paths) if restarts is None and ending.code == FAILED else restarts
+        if ending.code != FAILED or stop.asked or not restarts:
+            return ending
+        if ending.step <= before:
+            return replace(ending, reason=f"{ending.reason}; not started again: it got no further than the life before")
+        print(f"[dtrain] {ending.reason}; starting again from the last checkpoint", flush=True)
+        restarts, before = restarts - 1, ending.step
+        put_aside_life(paths, ending)
+
+
+def restarts_allowed(paths: RunPaths) -> int:
+    """`max_restarts` of the run's config."""
+    from dtrain.config.load import load  # only for a run that failed
+
+    try:
+        return load(paths.config).config.max_restarts
+    except (DtrainError, OSError):
+        return 0
 
 
 def with_room_to_speak(paths: RunPaths, ending: Ending) -> Ending:

@@ -68,6 +68,8 @@ class Training:
     save_due: Callable[[], bool] = field(default=lambda: False)
     """By the clock of one rank."""
     stop_asked: Callable[[], bool] = field(default=lambda: False)
+    beat: Callable[..., None] = field(default=lambda place, step=None: None)
+    """This rank got on to a place of a step; a watchdog misses beats."""
 
     def batch(self, rows: TokenRows, slots: Slots, weight: float = 1.0) -> Batch:
         if self.layout == "flat":
@@ -108,6 +110,7 @@ def train(run: Training, progress: Progress) -> Progress:
             judge(progress, line["eval_loss"])
         if line:
             run.log(line)
+        run.beat("the end")
         wish = run.ranks.greatest(STOP if run.stop_asked() else SAVE if run.save_due() else 0)
         stop = wish == STOP
         ends = out_of_patience(run, progress)
@@ -137,11 +140,14 @@ def optimizer_step(run: Training, index: int, step: Step, rate: float) -> tuple[
     torch.manual_seed(seed_of(run.config.seed, index, run.ranks.rank))
     loss_sum = torch.zeros((), dtype=torch.float32, device=run.ranks.device)
     for number, dealt in enumerate(step.micro):
+        run.beat("forward", index)
         loss = engine(run.share_of(run.rows, dealt))
         loss_sum += loss.detach()
+        run.beat("backward")
         engine.set_gradient_accumulation_boundary(number == len(step.micro) - 1)
         # DeepSpeed averages over ranks; times world makes it the sum
         engine.backward(loss * (run.ranks.world / step.trained_tokens), scale_wrt_gas=False)
+    run.beat("the optimizer's step")
     norm = clip_gradients(engine.module.parameters(), run.config.max_grad_norm) if clips_itself(run.choice) else None
     engine.step()
     return loss_sum, norm
@@ -150,6 +156,7 @@ def optimizer_step(run: Training, index: int, step: Step, rate: float) -> tuple[
 def rehearse(run: Training) -> None:
     """The longest batch forward and backward once, with weight 0: memory fails now, and nothing is learned from it."""
     longest = run.schedule.longest(run.ranks.rank)
+    run.beat("the rehearsal")
     with run.memory.watched():
         run.engine.set_gradient_accumulation_boundary(False)
         run.engine.backward(run.engine(run.batch(run.rows, longest, weight=0.0)), scale_wrt_gas=False)
@@ -214,6 +221,7 @@ def evaluate(run: Training) -> float:
     total = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
     with evaluating(run.engine):
         for dealt in run.eval_micro:
+            run.beat("evaluation")
             total += run.engine(run.share_of(run.eval_rows, dealt)).double()
     return run.ranks.total(total.item()) / int(run.eval_rows.trained.sum())
 

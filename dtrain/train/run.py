@@ -16,6 +16,7 @@ from dtrain.data.prepare import Prepared, open_prepared
 from dtrain.data.schedule import MicroBatch, Schedule, eval_batches, make_schedule
 from dtrain.errors import RunFailed
 from dtrain.files import read_json, write_json
+from dtrain.heartbeat import Heart
 from dtrain.paths import RunPaths
 from dtrain.planner.choice import Choice
 from dtrain.planner.plan import versions
@@ -207,7 +208,8 @@ def save_clock(rank: Rank, run: Training) -> SaveClock | None:
 
 
 def connected(rank: Rank, run: Training, saver: Saver, tracker: wandb.Tracker, stop: StopFlag) -> Training:
-    """The loop's three ways to the outside: a line of metrics, a checkpoint, a wish to stop."""
+    """The loop's ways to the outside: a line of metrics, a checkpoint, a wish to stop, a sign of life."""
+    heart = Heart(rank.paths.heartbeat(rank.ranks.rank), rank.config.hang_seconds)
     journal = jsonl.Journal(rank.paths.metrics, rank.say)
     clock = save_clock(rank, run)
     stood_still: list[float] = []
@@ -223,14 +225,16 @@ def connected(rank: Rank, run: Training, saver: Saver, tracker: wandb.Tracker, s
     def save(progress: Progress) -> None:
         rank.state.step = progress.step  # also where the step was not logged
         rank.state.stage("saving")
+        heart.beat("saving", watched=False)  # a slow disk is no hang
         stood_still.append(saver.save(progress))
         if clock is not None:
             clock.saved(stood_still[-1], saver.last.seconds if saver.last else 0.0)
         rank.state.stage("training")
 
     return replace(
-        run, log=log, save=save, save_due=clock.due if clock else lambda: False, stop_asked=lambda: stop.asked
-    )
+        run, log=log, save=save, save_due=clock.due if clock else lambda: False, stop_asked=lambda: stop.asked,
+        beat=heart.beat,
+    )  # fmt: skip
 
 
 def finish(

@@ -10,6 +10,7 @@ that are there stay as they are. Neither ends a run.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import threading
 import time
@@ -49,7 +50,8 @@ class Saver:
         say: Callable[[str], None],
     ) -> None:  # fmt: skip
         """`about`: what a manifest tells beside the step. Collective: the writers get a process group of their own."""
-        if ranks.is_first:
+        self.completes = completes_here(paths, ranks)
+        if self.completes:
             checkpoint.sweep_parts(paths)
         self.states = states
         self.paths = paths
@@ -122,13 +124,14 @@ class Saver:
             reason = f"rank {self.ranks.rank}: {error}"
         told = self.ranks.gather((written, reason))
         problem = next((reason for _, reason in told if reason is not None), None)
-        if problem is not None and self.ranks.is_first:
+        if problem is not None and self.completes:
             shutil.rmtree(part, ignore_errors=True)
         return {name: about for files, _ in told for name, about in files.items()}, problem
 
     def _complete(self, files: Mapping[str, Any], progress: Progress) -> str | None:
-        """Rank 0 makes a checkpoint of the parts."""
-        if not self.ranks.is_first:
+        """Rank 0 makes a checkpoint of the parts; where machines do not share the folder, one rank of each does, and
+        all these parts of a checkpoint have the same manifest."""
+        if not self.completes:
             return None
         final = self.paths.checkpoint(progress.step)
         manifest = {
@@ -145,6 +148,22 @@ class Saver:
 
     def _agree(self, problem: str | None) -> str | None:
         return next((told for told in self.ranks.gather(problem) if told is not None), None)
+
+
+def completes_here(paths: RunPaths, ranks: Ranks) -> bool:
+    """Whether this rank turns parts into checkpoints: rank 0, and the first rank of each machine that does not see
+    rank 0's folder. Collective."""
+    token = paths.run / f".seen-by-all-{secrets.token_hex(8)}"
+    token = ranks.gather(token)[0]
+    if ranks.is_first:
+        paths.run.mkdir(parents=True, exist_ok=True)
+        token.touch()
+    ranks.wait()
+    seen = (paths.run / token.name).exists()
+    ranks.wait()
+    if ranks.is_first:
+        token.unlink(missing_ok=True)
+    return ranks.is_first or (ranks.local_rank == 0 and not seen)
 
 
 def fits_in_host_memory(bytes_of_a_rank: int) -> bool:

@@ -6,7 +6,10 @@ wait for data ─▶ schedule ─▶ join the ranks ─▶ model, engine ─▶ 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import gc
 import os
+import signal
 import sys
 import time
 import traceback
@@ -34,6 +37,7 @@ def main(folder: Path) -> int:
     if "RANK" in os.environ:  # started by torchrun: its terminal is nobody's
         die_with_parent()
         speak_into(paths.rank_log(rank))
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # the watchdog asks where this rank is
     paths.rank_error(rank).unlink(missing_ok=True)
     try:
         return run_rank(paths, stop)
@@ -112,11 +116,14 @@ def run_rank(paths: RunPaths, stop: StopFlag) -> int:
     """Everything after the process is set up. Heavy imports happen while the data is being prepared elsewhere."""
     import torch  # noqa: F401
     import transformers
+    import transformers.modeling_utils
     from deepspeed.runtime import engine  # noqa: F401
 
     transformers.utils.logging.disable_progress_bar()  # a log is no terminal
 
     from dtrain.train import run as training
+
+    gc.freeze()  # half a million imported objects, which no collection need look through again
 
     config = load(paths.config).config
     plan = read_json(paths.plan)
