@@ -40,7 +40,7 @@ def page(model: str = TINY, profile: str = "a100x8") -> str:
 class Tags(HTMLParser):
     """Open tags, which must be closed in order, and every place a page could load something from."""
 
-    VOID = frozenset({"meta", "link", "br", "line", "circle", "polyline"})
+    VOID = frozenset({"meta", "link", "br", "line", "polyline"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,8 @@ PROBE = """<!doctype html><body><iframe style="width:{width}px;height:900px;bord
 onload = () => {{ const told = document.querySelector("iframe").contentWindow, root = told.document.documentElement;
   const bar = told.document.querySelector(".bar").getBoundingClientRect();
   document.body.innerText = JSON.stringify({{ wide: root.scrollWidth,
-    sections: told.document.querySelectorAll("section").length, loaded: told.performance.getEntriesByType("resource").length, bar: bar.width,
+    sections: told.document.querySelectorAll("section").length,
+    loaded: told.performance.getEntriesByType("resource").length, bar: bar.width,
     ground: told.getComputedStyle(told.document.body).backgroundColor }}) }};
 </script></body>"""
 
