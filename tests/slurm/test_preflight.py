@@ -1,0 +1,118 @@
+"""The preflight between real network namespaces, and how it names the bad node."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from dtrain.launch.ending import Ending
+from dtrain.launch.preflight import WITH_OTHERS, Roll
+from dtrain.launch.spec import LaunchSpec
+from dtrain.paths import RunPaths
+from tests.slurm.cluster import Cluster, run
+
+LIMIT_SECONDS = 20.0
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    paths = RunPaths(tmp_path / "run")
+    paths.run.mkdir(parents=True)
+    spec = LaunchSpec("id", prepare=(), ranks=(), ranks_per_node=1, device="cpu", working_directory="/", nodes=2)
+    paths.launch.write_text(spec.as_text())
+    return paths
+
+
+@pytest.fixture
+def preflight(cluster: Cluster, paths: RunPaths) -> Callable[..., str]:
+    """Run it on the named nodes (`login` is this machine); what the first of them came to."""
+
+    def told(*names: str, **python_path: str) -> str:
+        started = time.monotonic()
+        with ExitStack() as stack:
+            nodes = [stack.enter_context(start(number, names, python_path)) for number in range(len(names))]
+            codes = [node.wait(LIMIT_SECONDS) for node in nodes]
+        assert time.monotonic() - started < LIMIT_SECONDS
+        ending = Ending.read_from(paths.node(0).ending)
+        assert (codes[0], ending is None) in ((0, True), (1, False))
+        return "" if ending is None else ending.reason
+
+    def start(number: int, names: tuple[str, ...], python_path: dict[str, str]) -> subprocess.Popen[bytes]:
+        inside = ["ip", "netns", "exec", names[number]] if names[number] in cluster.names else []
+        words = [sys.executable, "-P", "-m", "dtrain.launch.preflight", str(paths.output)]
+        env = {**cluster.environment, "PYTHONPATH": python_path.get(names[number], "")}
+        meeting = f"{cluster.address('slurm1')}:28111"
+        return subprocess.Popen([*inside, *words, meeting, *names, "--node", str(number)], env=env)
+
+    return told
+
+
+@pytest.mark.slow
+def test_a_node_without_a_network(cluster: Cluster, preflight: Callable[..., str]) -> None:
+    run("ip", "-n", "slurm2", "link", "set", "fabric0", "down")
+    try:
+        assert preflight("slurm1", "slurm2") == "preflight: node slurm2 does not reach slurm1"
+    finally:
+        run("ip", "-n", "slurm2", "link", "set", "fabric0", "up")
+
+
+@pytest.mark.slow
+def test_two_nodes_that_reach_the_first_and_not_each_other(cluster: Cluster, preflight: Callable[..., str]) -> None:
+    run("ip", "-n", "slurm2", "route", "add", "unreachable", f"{cluster.network}.1")
+    try:
+        reason = preflight("slurm1", "slurm2", "login")
+    finally:
+        run("ip", "-n", "slurm2", "route", "del", "unreachable", f"{cluster.network}.1")
+    assert "slurm2 does not reach login" in reason
+    assert "node slurm1" not in reason
+
+
+@pytest.mark.slow
+def test_a_node_whose_torch_hangs_is_named_in_time(
+    cluster: Cluster, preflight: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "torch.py").write_text("import time\ntime.sleep(100)\n")
+    assert preflight("slurm1", "slurm2", slurm2=str(tmp_path)).startswith("preflight: node slurm2: loading torch took")
+
+
+# --- the verdict ------------------------------------------------------------------------------------------------------
+
+
+def roll(**known: object) -> Roll:
+    found = Roll(["a", "b", "c"], addresses={0: "", 1: "", 2: ""})
+    found.unreachable = {0: [], 1: [], 2: []}
+    found.reduced = {number: {"seconds": 0.001} for number in range(3)}
+    for name, value in known.items():
+        setattr(found, name, value)
+    return found
+
+
+def test_nothing_is_wrong() -> None:
+    assert roll().verdict() is None
+
+
+def test_the_node_that_most_failed_pairs_share_is_the_bad_one() -> None:
+    verdict = roll(unreachable={0: [1], 1: [0, 2], 2: [1]}).verdict()
+    assert verdict is not None
+    assert verdict.startswith("node b is cut off from others: ")
+
+
+def test_a_node_that_did_not_come_back() -> None:
+    assert roll(reduced={0: {"seconds": 1}, 2: {"seconds": 1}}).verdict() == (
+        "node b did not answer in time in the all-reduce"
+    )
+
+
+def test_a_node_with_an_error_of_its_own_before_those_who_miss_it() -> None:
+    waiting = {"error": f"meeting {WITH_OTHERS} took longer than 9 s"}
+    told = {0: waiting, 1: {"error": "loading torch failed: OSError"}, 2: waiting}
+    assert roll(reduced=told).verdict() == "node b: loading torch failed: OSError"
+    verdict = roll(reduced={0: waiting, 1: waiting, 2: waiting}).verdict()
+    assert verdict is not None
+    assert all(f"node {name}: meeting" in verdict for name in "abc")
