@@ -117,7 +117,6 @@ def run_rank(paths: RunPaths, stop: StopFlag) -> int:
     import torch  # noqa: F401
     import transformers
     import transformers.modeling_utils
-    import transformers.modeling_utils
     from deepspeed.runtime import engine  # noqa: F401
 
     transformers.utils.logging.disable_progress_bar()  # a log is no terminal
