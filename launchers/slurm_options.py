@@ -117,7 +117,7 @@ def _is_count(least: int) -> Callable[[Any], bool]:
 
 
 def _are_lines(value: Any) -> bool:
-    return all(isinstance(line, str) for line in ([value] if isinstance(value, str) else value or []))
+    return isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(line, str) for line in value))
 
 
 def _are_head_lines(value: Any) -> bool:
