@@ -1,15 +1,15 @@
 """Every error dtrain raises on purpose, as one tree. The exit codes are part of the contract.
 
-    DtrainError
-    ├── RunFailed            1   a run was started and failed
-    ├── BadInput             2   the person's file, flag or data is wrong
-    │   └── BadInputs        2   several of them, told at once
-    ├── DoesNotFit           3   the plan needs more than the machine has
-    ├── PartMissing          4   an extra is not installed
-    ├── LauncherRefused      5   a launcher or provider said no
-    ├── Unreachable          5   a machine does not answer: what it was told may have been done, a run there may be alive
-    ├── StillBilled          6   a machine that costs money is still there
-    └── Interrupted         75   stopped on request; `dtrain resume` goes on
+DtrainError
+├── RunFailed            1   a run was started and failed
+├── BadInput             2   the person's file, flag or data is wrong
+│   └── BadInputs        2   several of them, told at once
+├── DoesNotFit           3   the plan needs more than the machine has
+├── PartMissing          4   an extra is not installed
+├── LauncherRefused      5   a launcher or provider said no
+├── Unreachable          5   a machine does not answer; a run there may be alive
+├── StillBilled          6   a machine that costs money is still there
+└── Interrupted         75   stopped on request; `dtrain resume` goes on
 """
 
 from __future__ import annotations
