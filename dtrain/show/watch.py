@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dtrain.launch import begin
 from dtrain.launch.api import CanKill, Launcher, Status
-from dtrain.launch.observe import Observer
+from dtrain.launch.observe import Observer, Snapshot
 from dtrain.launch.registry import Entry
 from dtrain.paths import RunPaths
 from dtrain.show.progress import Screen, screen_for
@@ -94,15 +94,20 @@ def _look_until_ended(
     heard = 0
     with screen_for(console, entry.name) as screen:
         while True:
-            ended = begin.status(entry).state in ENDED  # asked before the look: the last look misses nothing
-            screen.update(observer.look())
-            if ended:
+            status = begin.status(entry)  # asked before the look: the last look misses nothing
+            screen.update(as_told(observer.look(), status))
+            if status.state in ENDED:
                 return False
             while heard < interrupts.count:
                 heard += 1
                 if on_interrupt(heard, screen):
                     return True
             time.sleep(LOOK_SECONDS)
+
+
+def as_told(seen: Snapshot, status: Status) -> Snapshot:
+    """A run that waits for its machine shows why; its folder cannot know."""
+    return replace(seen, stage=status.reason) if status.state == "pending" and status.reason else seen
 
 
 def _in_background(work: Callable[[], Any], screen: Screen) -> None:
