@@ -70,11 +70,8 @@ class SshLauncher:
             _share(job, options, said, there) for said, there in zip(options.machines, where.machines, strict=True)
         ]
 
-        def passes() -> None:
-            if options.gate:
-                run.passes_gate(job.plan, job.device, job.ranks_per_node)
-
-        run.start(shares, secrets.of_environment(options.secrets, os.environ), passes)
+        needs = far.Needs(job.plan, job.device, job.ranks_per_node) if options.gate else None
+        run.start(shares, secrets.of_environment(options.secrets, os.environ), needs)
         self._looked.pop(job.run_id, None)
         return Handle(self.name, job.run_id, str(job.folder), where.as_json())
 

@@ -8,6 +8,7 @@
     stop     end the run, letting it save unless at_once
     meeting  an address and a free port for the rendezvous of several machines
     link     the address and interface that lead to it
+    reach    whether all of them reach each other over it
     results  the files that a fetch brings home, with their checksums
 
 Each may be asked twice: the answer to the first may have been lost on the way.
@@ -21,7 +22,9 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
@@ -112,8 +115,15 @@ def look(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stop(told: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"folder", "run_id", "at_once"}`: returns when no process of the run is left here."""
-    here.stop(RunPaths(Path(told["folder"])), told["run_id"], at_once=told.get("at_once", False))
+    """`{"folder", "run_id", "at_once", "wait_seconds"}`: returns when no process of the run is left here.
+
+    It may end by itself for `wait_seconds`: the ranks of another machine told these ones to save.
+    """
+    paths = RunPaths(Path(told["folder"]))
+    deadline = time.monotonic() + told["wait_seconds"]
+    while here.status(paths).state == "running" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    here.stop(paths, told["run_id"], at_once=told["at_once"])
     return {}
 
 
@@ -131,6 +141,23 @@ def meeting(told: Mapping[str, Any]) -> dict[str, Any]:
 def link(told: Mapping[str, Any]) -> dict[str, Any]:
     """`{"meeting"}` → `{"address", "interface"}`: this machine's end of the route to it."""
     return asdict(link_towards(parted(told["meeting"])[0]))
+
+
+def reach(told: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"folder", "meeting", "names", "node"}` → `{"verdict"}`: can all machines reach each other and add numbers up?
+
+    Asked of all at once; the first machine tells who is to blame, or None.
+    """
+    paths = RunPaths(Path(told["folder"]))
+    verdict = paths.node(0).ending
+    verdict.unlink(missing_ok=True)
+    command = [sys.executable, "-P", "-m", "dtrain.launch.preflight", told["folder"], told["meeting"], *told["names"]]
+    done = subprocess.run([*command, "--node", str(told["node"])], capture_output=True, text=True)
+    ending = Ending.read_from(verdict)
+    verdict.unlink(missing_ok=True)
+    if ending is None and done.returncode != 0:
+        return {"verdict": (done.stderr.strip().splitlines() or ["the preflight ended without a word"])[-1]}
+    return {"verdict": ending and ending.reason}
 
 
 def results(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,6 +266,7 @@ def _wanted_checkpoints(paths: RunPaths, said: str | None) -> set[str]:
 
 NOT_HOME = (
     "config.yaml", "plan.json", "run.json", "launch.json", "supervisor.json", "supervisor.lock", "agent.lock",
+    "heartbeats",
 )  # fmt: skip
 """What a client has its own of, or what means nothing elsewhere. What a look brings is home already."""
 
@@ -289,7 +317,7 @@ def _told_as_refused(folder: Path) -> Iterator[None]:
 
 VERBS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "hello": hello, "files": files, "place": place, "start": start, "look": look, "stop": stop,
-    "meeting": meeting, "link": link, "results": results,
+    "meeting": meeting, "link": link, "reach": reach, "results": results,
 }  # fmt: skip
 
 

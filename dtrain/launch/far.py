@@ -20,11 +20,11 @@ from dtrain.errors import LauncherRefused, Unreachable
 from dtrain.files import write_json
 from dtrain.launch import gate, runlogs
 from dtrain.launch.api import Status
-from dtrain.launch.bundle import Shipped
-from dtrain.launch.ending import Ending, read_or_none
+from dtrain.launch.bundle import Input, Shipped, shipped
+from dtrain.launch.ending import Ending, last_checkpoint, read_or_none
 from dtrain.launch.fetch import CHUNK_BYTES, Fetched, bring_home
 from dtrain.launch.machine import Machine, Remote, as_json, from_json
-from dtrain.launch.mirror import Mirror
+from dtrain.launch.mirror import Mirror, last_ended
 from dtrain.launch.spec import DEFAULT_GRACE_SECONDS, LaunchSpec, at_place
 from dtrain.launch.tunnel import Lines, Trust
 from dtrain.paths import RunPaths
@@ -33,6 +33,8 @@ GATE_SECONDS = 180.0
 """torch takes half a minute to load on a cold disk, and CUDA some seconds a card."""
 STOP_SECONDS = 60.0
 """Beyond the time that ranks have to save."""
+PARTING_SECONDS = 15.0
+"""Once the ranks of the first machine have saved and left, for those of the others to do so, too."""
 RESULTS_SECONDS = 3600.0
 """Hashing a large checkpoint takes a while before its first byte comes."""
 T = TypeVar("T")
@@ -80,6 +82,16 @@ class Share:
     inputs: Sequence[Shipped]
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What the machines must be fit for."""
+
+    plan: Mapping[str, Any]
+    device: str
+    ranks: int
+    """On each machine."""
+
+
 class Far:
     """A run on its machines, through lines that are kept open."""
 
@@ -91,21 +103,29 @@ class Far:
 
     # --- starting ---
 
-    def start(self, shares: Sequence[Share], secrets: Mapping[str, str], passes: Callable[[], None]) -> None:
-        """Place it on every machine, let it pass the gate, start it. May be repeated: a run that lives is left alone.
+    def start(self, shares: Sequence[Share], secrets: Mapping[str, str], needs: Needs | None) -> None:
+        """Place it on every machine, let them pass the gate (with `needs`), start it. May be repeated: a run that lives
+        is left alone.
 
         LauncherRefused: nothing runs. Unreachable: something may, and the local folder knows where.
         """
         self._note_where()
-        after = _last_ended(self.paths)
         try:
-            placed = self._on_each(lambda number: self._place(number, shares[number], after))
-            if any(placed):
-                passes()
-                self._meet(shares)
+            self._make_ready(shares, needs)
         except Unreachable as error:
-            raise LauncherRefused(str(error), fix="nothing was started") from None
+            raise LauncherRefused(error.message, fix="nothing was started") from None
         self._start_all(secrets)
+
+    def _make_ready(self, shares: Sequence[Share], needs: Needs | None) -> None:
+        after = last_ended(self.paths)
+        if after is not None and len(self.remotes) > 1:
+            shares = self._with_checkpoint(shares)
+        placed = self._on_each(lambda number: self._place(number, shares[number], after))
+        if needs is not None and all(placed):
+            self._pass_gate(needs)
+        meeting = self._meet(shares) if any(placed) and len(self.remotes) > 1 else None
+        if needs is not None and all(placed) and meeting is not None:
+            self._reach_each_other(meeting)
 
     def _note_where(self) -> None:
         """Before anything is on a machine: a client that dies from here on leaves a folder that knows where to look."""
@@ -127,15 +147,26 @@ class Far:
         }  # fmt: skip
         return bool(remote.ask("place", told, RESULTS_SECONDS)["placed"])
 
-    def _meet(self, shares: Sequence[Share]) -> None:
-        """Several machines: the first picks an address and a port, and each is told its own end of the way there."""
-        if len(self.remotes) == 1:
-            return
-        addresses = [machine.host.address for machine in self.where.machines]
-        meeting = self.remotes[0].ask("meeting", {"folder": self._folder(self.remotes[0]), "machines": addresses})[
-            "meeting"
+    def _with_checkpoint(self, shares: Sequence[Share]) -> list[Share]:
+        """Each machine keeps only its own ranks' part of a checkpoint: before they go on, all of it lies on each."""
+        listed = self._bring("last", lambda _: None)[0]
+        step = last_checkpoint(self.paths)
+        if step is None:
+            return list(shares)
+        folder = f"dtrain/checkpoints/step-{step}/"
+        everything = shipped([Input(self.paths.checkpoint(step), folder.rstrip("/"))])
+        return [
+            replace(share, inputs=[*share.inputs, *(one for one in everything if one.there not in has)])
+            for share, has in zip(shares, listed, strict=True)
         ]
+
+    def _meet(self, shares: Sequence[Share]) -> str:
+        """The first machine picks an address and a port, and each is told its own end of the way there."""
+        addresses = [machine.host.address for machine in self.where.machines]
+        told = {"folder": self._folder(self.remotes[0]), "machines": addresses}
+        meeting = str(self.remotes[0].ask("meeting", told)["meeting"])
         self._on_each(lambda number: self._tell_place(number, shares[number], meeting))
+        return meeting
 
     def _tell_place(self, number: int, share: Share, meeting: str) -> None:
         remote = self.remotes[number]
@@ -198,14 +229,25 @@ class Far:
     # --- ending ---
 
     def stop(self, at_once: bool) -> None:
-        """Returns when no process of it is left on any machine. Unreachable when a machine cannot be asked."""
-        if Ending.read(self.paths) is None:
-            self._on_each(lambda number: self._stop(number, at_once))
-            self.status()
+        """Returns when no process of it is left on any machine. Unreachable when a machine cannot be asked.
 
-    def _stop(self, number: int, at_once: bool) -> None:
+        Only the machine of rank 0 is told to let it save: its ranks tell the others, wherever these are.
+        """
+        if Ending.read(self.paths) is not None:
+            return
+        if at_once:
+            self._on_each(lambda number: self._stop(number, at_once=True))
+        else:
+            self._stop(0, at_once=False)
+            on_each(range(1, len(self.remotes)), lambda number: self._stop(number, False, PARTING_SECONDS))
+        self.status()
+
+    def _stop(self, number: int, at_once: bool, wait_seconds: float = 0.0) -> None:
         remote = self.remotes[number]
-        told = {"folder": self._folder(remote), "run_id": self.where.run_id, "at_once": at_once}
+        told = {
+            "folder": self._folder(remote), "run_id": self.where.run_id, "at_once": at_once,
+            "wait_seconds": wait_seconds,
+        }  # fmt: skip
         remote.ask("stop", told, self.where.grace_seconds + STOP_SECONDS)
 
     # --- bringing home ---
@@ -213,28 +255,45 @@ class Far:
     def fetch(self, checkpoints: str | None, say: Say) -> Fetched:
         """The model and what else the run made, into the local folder, by checksum."""
         self.status()
-        brought = Fetched(0, 0)
+        return self._bring(checkpoints, say)[1]
+
+    def _bring(self, checkpoints: str | None, say: Say) -> tuple[list[Mapping[str, Any]], Fetched]:
+        """Also what each machine has."""
+        listed, brought = [], Fetched(0, 0)
         for number, remote in enumerate(self.remotes):
             told = {"folder": self._folder(remote), "checkpoints": checkpoints}
             files = remote.ask("results", told, RESULTS_SECONDS)["files"]
             if number > 0:  # what only the first rank writes is of the first machine
-                files = {name: about for name, about in files.items() if name.startswith("dtrain/checkpoints/")}
+                files = {name: about for name, about in files.items() if _is_share(name)}
             brought += bring_home(_Results(remote, self._folder(remote)), files, self.paths.output, say)
-        return brought
+            listed.append(files)
+        return listed, brought
 
     # --- on the machines ---
 
-    def passes_gate(self, plan: Mapping[str, Any], device: str, ranks: int) -> None:
+    def _pass_gate(self, needs: Needs) -> None:
         """LauncherRefused with every machine that is not fit, and why."""
-        found = self._on_each(lambda number: self._gate(self.remotes[number], plan, device, ranks))
+        found = self._on_each(lambda number: self._unfit(self.remotes[number], needs))
         unfit = [f"{name}: {'; '.join(lines)}" for name, lines in zip(self.where.names, found, strict=True) if lines]
         if unfit:
-            raise LauncherRefused("not fit to train: " + " | ".join(unfit), key="launchers.ssh.hosts")
+            raise LauncherRefused(f"not fit to train: {' | '.join(unfit)}", fix="nothing was started")
 
-    def _gate(self, remote: Remote, plan: Mapping[str, Any], device: str, ranks: int) -> list[str]:
-        wanted = gate.Wanted.of(plan, device, ranks, self._folder(remote))
+    def _unfit(self, remote: Remote, needs: Needs) -> list[str]:
+        wanted = gate.Wanted.of(needs.plan, needs.device, needs.ranks, self._folder(remote))
         found = remote.module("dtrain.launch.gate", asdict(wanted), GATE_SECONDS)
         return gate.refusals(found["findings"])
+
+    def _reach_each_other(self, meeting: str) -> None:
+        names = self.where.names
+
+        def tried(number: int) -> str | None:
+            told = {"folder": self._folder(self.remotes[number]), "meeting": meeting, "names": names, "node": number}
+            verdict: str | None = self.remotes[number].ask("reach", told, GATE_SECONDS)["verdict"]
+            return verdict
+
+        verdict = self._on_each(tried)[0]
+        if verdict is not None:
+            raise LauncherRefused(f"not fit to train together: {verdict}", fix="nothing was started")
 
     def _folder(self, remote: Remote) -> str:
         return remote.machine.run_folder(self.where.run_id)
@@ -260,10 +319,15 @@ class _Results:
                 yield chunk
 
 
+def _is_share(name: str) -> bool:
+    """Of a machine after the first: its ranks' part of a checkpoint."""
+    return name.startswith("dtrain/checkpoints/") and not name.endswith("/manifest.json")
+
+
 def on_each(things: Sequence[Any], work: Callable[[Any], T]) -> list[T]:
     """In parallel; every one is tried, then the first error is raised."""
-    if len(things) == 1:
-        return [work(things[0])]
+    if len(things) < 2:
+        return [work(thing) for thing in things]
     with ThreadPoolExecutor(len(things)) as pool:
         futures = [pool.submit(work, thing) for thing in things]
     return [future.result() for future in futures]
@@ -283,9 +347,3 @@ def _together(answers: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Sta
     never = [name for name, status in zip(names, told, strict=True) if status is None]
     words = lost + [f"nothing was started on {name}" for name in never]
     return Status("lost", None, "; ".join(words))
-
-
-def _last_ended(paths: RunPaths) -> float | None:
-    """When the last life that this folder knows ended: a resume may put that one aside."""
-    endings = [read_or_none(path) for path in paths.past.glob("*/exit.json")]
-    return max((ending["ended"] for ending in endings if ending), default=None)

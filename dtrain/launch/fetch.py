@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from dtrain.errors import BadInput, RunFailed
 from dtrain.files import sync_file
 from dtrain.launch.digest import sha256_of
+from dtrain.paths import RunPaths
 
 PART = ".fetch.part"
 CHUNK_BYTES = 1 << 20
@@ -40,7 +41,10 @@ class Fetched:
 def bring_home(
     source: Source, files: Mapping[str, Mapping[str, Any]], into: Path, say: Callable[[str], None]
 ) -> Fetched:
-    """Every file of `files` (name → bytes, sha256) below `into`. RunFailed for one that cannot be had whole."""
+    """Every file of `files` (name → bytes, sha256) below `into`, a run's output folder.
+
+    RunFailed for one that cannot be had whole.
+    """
     brought = 0
     with _alone(into):
         for name, about in sorted(files.items(), key=lambda item: (item[1]["bytes"], item[0])):
@@ -99,8 +103,9 @@ def _inside(folder: Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / ".fetch.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    run = RunPaths(folder).run
+    run.mkdir(parents=True, exist_ok=True)
+    handle = os.open(run / "fetch.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

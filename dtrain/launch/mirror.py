@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import time
@@ -19,7 +20,7 @@ from typing import Any
 from dtrain.files import write_json, write_whole
 from dtrain.launch.agent import LOOK_BYTES
 from dtrain.launch.api import Status
-from dtrain.launch.ending import Ending, read_or_none
+from dtrain.launch.ending import DONE, Ending, read_or_none
 from dtrain.launch.nodes import first_ending
 from dtrain.paths import RunPaths
 
@@ -66,10 +67,15 @@ class Mirror:
 
     def conclude(self) -> None:
         """Several machines: their endings become the run's one exit.json."""
-        if len(self.machines) > 1:
-            endings = [Ending.read_from(self.paths.node(number).ending) for number in range(len(self.machines))]
-            if None not in endings:
-                first_ending(self.paths, endings, self.machines).write(self.paths)
+        if len(self.machines) < 2:
+            return
+        endings = [Ending.read_from(self.paths.node(number).ending) for number in range(len(self.machines))]
+        first = endings[0]
+        if first is None or None in endings:
+            return
+        failed = any(one is not None and one.state == "failed" for one in endings)
+        ending = first_ending(self.paths, endings, self.machines) if failed or first.code == DONE else first
+        ending.write(self.paths)
 
     def begin_anew(self) -> None:
         """Before another life of the run: what the machines said of the last one is forgotten."""
@@ -79,7 +85,7 @@ class Mirror:
         """Write one piece of news; False when it does not fit what is here, and must be sent again."""
         target = self._place(number, news["name"])
         data = base64.b64decode(news["data"])
-        if target is None:
+        if target is None or (news["name"] == "exit.json" and self._is_of_a_past_life(data)):
             return True
         if not news.get("offset"):
             write_whole(target, data, durable=False)
@@ -89,6 +95,11 @@ class Mirror:
         with target.open("ab") as stream:
             stream.write(data)
         return True
+
+    def _is_of_a_past_life(self, ending: bytes) -> bool:
+        """Put aside here by a resume, and not yet there."""
+        last = last_ended(self.paths)
+        return last is not None and json.loads(ending)["ended"] <= last
 
     def _place(self, number: int, name: str) -> Path | None:
         """Where a machine's file belongs here. Of the machines after the first only logs and endings count."""
@@ -130,6 +141,12 @@ class Mirror:
             yield
         finally:
             os.close(handle)
+
+
+def last_ended(paths: RunPaths) -> float | None:
+    """When the last life that was put aside here ended."""
+    endings = [read_or_none(path) for path in paths.past.glob("*/exit.json")]
+    return max((ending["ended"] for ending in endings if ending), default=None)
 
 
 def _known(news: Mapping[str, Any]) -> dict[str, Any]:
