@@ -12,7 +12,9 @@ from dtrain.cli.options import json_option
 
 @click.command("resume")
 @click.argument("run")
-@click.option("--force", is_flag=True, help="Also where no checkpoint was saved: the run begins again at step 0.")
+@click.option(
+    "--force", is_flag=True, help="Also where no checkpoint was saved (from step 0), and with data that changed since."
+)
 @click.option("--detach", is_flag=True, help="Start it and return.")
 @json_option
 def command(run: str, force: bool, detach: bool, as_json: bool) -> None:

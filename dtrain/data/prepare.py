@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -274,6 +274,7 @@ def main(run_folder: str | Path) -> int:
         prepared = prepare(
             load(run.config).config, config_dir=run.run, say=lambda line: print(f"[dtrain] {line}", flush=True)
         )
+        refuse_other_data(run, data_json(prepared))
         write_json(run.data, data_json(prepared))
     except Exception as error:
         told = _told(error)
@@ -281,6 +282,30 @@ def main(run_folder: str | Path) -> int:
         print(f"error: {error}" if isinstance(error, DtrainError) else traceback.format_exc(), file=sys.stderr)
         return int(told["code"])
     return 0
+
+
+def refuse_other_data(run: RunPaths, now: Mapping[str, Any]) -> None:
+    """BadInput when a run that has trained would go on with other rows or another tokenizer than it began with."""
+    try:
+        before = read_json(run.data)
+    except (OSError, ValueError):
+        return  # its first life, or `dtrain resume --force`
+    if before.get("fingerprint") == now["fingerprint"] or not any(run.checkpoints.glob("step-*")):
+        return
+    what = "rows" if _tokenizer_file(before) == _tokenizer_file(now) else "tokenizer"
+    counts = [{split: told.get(split) for split in ("train", "eval")} for told in (before, now)]
+    raise BadInput(
+        f"the {what} changed since the run began: it would not see each row once an epoch", file=str(run.data),
+        value=counts[1], allowed=counts[0],
+        fix=f"put the {what} back, or go on with what is there now: dtrain resume {run.output} --force",
+    )  # fmt: skip
+
+
+def _tokenizer_file(told: Mapping[str, Any]) -> bytes | None:
+    try:
+        return (Path(told["tokenizer"]) / "tokenizer.json").read_bytes()
+    except (OSError, KeyError, TypeError):
+        return None
 
 
 def data_json(prepared: Prepared) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dtrain.paths import RunPaths
 def go_on(entry: Entry, force: bool) -> tuple[Entry, Launcher, int | None]:
     """Submit it again. The entry with its new handle, its launcher, and the step it goes on after (None: from 0).
 
-    BadInput if it runs, is finished, or has nothing to go on from (unless `force`).
+    BadInput if it runs, is finished, or has nothing to go on from (unless `force`, which also lets its data change).
     """
     paths = RunPaths(begin.folder_of(entry))
     step = _refuse_unresumable(entry, paths, force)
@@ -30,6 +30,8 @@ def go_on(entry: Entry, force: bool) -> tuple[Entry, Launcher, int | None]:
     begin.refuse_unready(launcher, job)
     launcher.cancel(entry.submitted())  # of a lost run, whatever still lives
     aside = put_aside(paths)
+    if force:
+        paths.data.unlink(missing_ok=True)  # the data may have changed: what is prepared now counts
     try:
         return begin.submit(launcher, job, rendered, entry), launcher, step
     except begin.NOTHING_STARTED:

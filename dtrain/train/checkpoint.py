@@ -29,6 +29,9 @@ class Checkpoint:
     world: int
     zero_stage: int
     wandb_run_id: str | None
+    schedule: Mapping[str, Any]
+    """What decided which rows each step saw; empty where an older dtrain wrote it."""
+    versions: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def _read(folder: Path) -> Checkpoint:
     manifest = read_json(folder / MANIFEST)
     return Checkpoint(
         folder, manifest["step"], Progress(**manifest["progress"]), manifest["world"], manifest["zero_stage"],
-        manifest.get("wandb_run_id"),
+        manifest.get("wandb_run_id"), dict(manifest.get("schedule") or {}), dict(manifest.get("versions") or {}),
     )  # fmt: skip
 
 
@@ -160,6 +163,7 @@ def what_is_wrong(folder: Path, share: int = 0, shares: int = 1) -> str | None:
         manifest = read_json(folder / MANIFEST)
         files: Mapping[str, Mapping[str, Any]] = manifest["files"]
         Progress(**manifest["progress"])
+        dict(manifest.get("schedule") or {}), dict(manifest.get("versions") or {})
         for name, about in sorted(files.items())[share::shares]:
             path = (folder / name).resolve()
             if not path.is_relative_to(folder.resolve()):

@@ -19,10 +19,11 @@ from dtrain.files import read_json, write_json
 from dtrain.heartbeat import Heart
 from dtrain.paths import RunPaths
 from dtrain.planner.choice import Choice
+from dtrain.planner.measured import compared, keep
 from dtrain.planner.plan import versions
 from dtrain.planner.setup import ZeroBuckets
 from dtrain.track import jsonl, plot, wandb
-from dtrain.train import attention, checkpoint, engine, export, generate, ranks
+from dtrain.train import attention, checkpoint, engine, export, generate, ranks, same_run
 from dtrain.train.interval import SaveClock, hours_between_failures
 from dtrain.train.loop import Progress, Stopped, Training, train
 from dtrain.train.loss import LossModel, share_head_with_zero3
@@ -180,6 +181,7 @@ def resume(rank: Rank, states: checkpoint.States) -> Progress:
         if rank.ranks.is_first:
             jsonl.forget_after(rank.paths.metrics, 0)
         return Progress()
+    same_run.refuse_other(rank.config, rank.choice, newest, rank.say)
     checkpoint.load(states, newest, rank.ranks)
     if rank.ranks.is_first:
         jsonl.forget_after(rank.paths.metrics, newest.step)
@@ -192,7 +194,7 @@ def saver_of(rank: Rank, run: Training, prepared: Prepared, wandb_run_id: str | 
     config = rank.config
     about = {
         "versions": versions(), "choice": asdict(rank.choice), "wandb_run_id": wandb_run_id,
-        "data": {"fingerprint": prepared.fingerprint, "steps": run.schedule.steps},
+        "schedule": same_run.facts(config, rank.choice), "data": {"fingerprint": prepared.fingerprint},
         "random": {"seed": config.seed, "state": "of step and rank: dtrain.train.loop.seed_of"},
     }  # fmt: skip
     states = checkpoint.States(run.engine.module.model, run.optimizer, rank.choice.zero_stage)
@@ -254,10 +256,17 @@ def finish(
     peaks = rank.ranks.gather(run.memory.figures())
     if rank.ranks.is_first:
         report = report_of(rank, progress, peaks, seconds, saver.seconds)
+        report["measured"]["longest_tokens"] = longest_tokens(rank, prepared, run)
         tell_the_end(rank, report)
-        tracker.summarize(report["measured"])
+        tracker.summarize(report["measured"] | {f"planned_{key}": value for key, value in report["planned"].items()})
         rank.state.stage("done")
     rank.ranks.wait()
+
+
+def longest_tokens(rank: Rank, prepared: Prepared, run: Training) -> int:
+    """Of this rank's longest micro-batch: what the measured peak is for."""
+    slots = run.schedule.longest(rank.ranks.rank)
+    return sum(int(prepared.train.lengths[row]) for slot in slots for row in slot)
 
 
 def write_model(rank: Rank, prepared: Prepared, run: Training, saved: Outcome | None) -> None:
@@ -281,6 +290,8 @@ def tell_the_end(rank: Rank, report: dict[str, Any]) -> None:
         write_json(rank.paths.report, report)
         plot.loss(rank.paths.metrics, rank.paths.loss_plot)
         write_json(rank.paths.samples, generate.samples(rank.config, rank.paths.output))
+        run = read_json(rank.paths.about)["id"] if rank.paths.about.is_file() else rank.paths.output.name
+        keep(compared(rank.plan, report, run))
     except OSError as error:
         rank.say(f"WARNING: the model is written, its report is not whole: {error}")
 

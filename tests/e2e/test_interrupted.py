@@ -14,6 +14,7 @@ from dtrain.paths import RunPaths
 from tests.e2e import wandb_stub
 from tests.e2e.cli import CLOSED, Place, has_logged, metrics, rank_pid, reached, said, wait_until
 from tests.e2e.conftest import make_place_in
+from tests.e2e.materials import stories, write_jsonl
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("e2e")]
 
@@ -169,3 +170,24 @@ def test_a_finished_run_is_not_trained_again(finished: Place) -> None:
     assert taken.code == 2
     assert "dtrain resume" in taken.document["error"]["fix"]
     assert "--set output_dir" in taken.document["error"]["fix"]
+
+
+def test_rows_that_changed_under_a_stopped_run_are_refused(place: Place) -> None:
+    """With the difference; `--force` goes on, and trains on what is there now."""
+    run = place.run("out")
+    settings = ("max_steps=400", "num_epochs=50", "save_steps=5")
+    started = place.dtrain(
+        "launch", "tiny.yaml", "--profile", "cpux1", "--detach", *(w for one in settings for w in ("--set", one))
+    )
+    assert started.code == 0, started.err
+    wait_until(reached(run, 5))
+    assert place.dtrain("stop", "tiny").code == 0
+    before = json.loads(run.data.read_text())
+    write_jsonl(place.folder / "rows.jsonl", stories(30))
+    refused = place.dtrain("resume", "tiny")
+    assert refused.code == 2, refused.out + refused.err
+    assert "the rows changed since the run began" in said(run)["reason"]
+    assert json.loads(run.data.read_text()) == before
+    assert place.dtrain("resume", "tiny", "--force", "--detach").code == 0
+    wait_until(lambda: run.data.exists() and json.loads(run.data.read_text())["fingerprint"] != before["fingerprint"])
+    assert place.dtrain("stop", "tiny").code == 0
