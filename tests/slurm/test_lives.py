@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from dtrain_launchers.slurm import SlurmLauncher
 
+from dtrain.launch import spec
 from dtrain.launch.api import Handle, Job
 from dtrain.launch.ending import last_checkpoint
 from dtrain.paths import RunPaths
@@ -18,6 +20,7 @@ from tests.slurm.cluster import Cluster
 pytestmark = pytest.mark.slow
 Start = Callable[..., "Life"]
 LONG = 100_000
+REAL_TORCHRUN = spec.torchrun_command
 
 
 class Life:
@@ -65,10 +68,10 @@ class Life:
 
 @pytest.fixture
 def start(cluster: Cluster, make_job: Callable[..., Job], stand_ins: None, monkeypatch: pytest.MonkeyPatch) -> Start:
-    def started(steps: int = 60, step_seconds: float = 0.05, **options: Any) -> Life:
+    def started(steps: int = 60, step_seconds: float = 0.05, nodes: int = 1, **options: Any) -> Life:
         monkeypatch.setenv("STAND_IN_STEPS", str(steps))
         monkeypatch.setenv("STAND_IN_STEP_SECONDS", str(step_seconds))
-        return Life(cluster, make_job(options=options))
+        return Life(cluster, replace(make_job(options=options), nodes=nodes))
 
     return started
 
@@ -151,6 +154,34 @@ def test_a_node_whose_plug_is_pulled(start: Start) -> None:
     life.finish()
     assert life.told("NodeList") != node
     assert life.steps()[-1] == 60
+
+
+@pytest.fixture
+def start_on_two(start: Start, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """On two nodes, with torch's own torchrun between them."""
+    monkeypatch.setattr(spec, "torchrun_command", REAL_TORCHRUN)
+    monkeypatch.setenv("STAND_IN_GRANDCHILD", "1")
+    return lambda *arguments, **options: start(*arguments, nodes=2, **options)
+
+
+def test_a_rank_that_fails_on_the_second_node_ends_both(start_on_two: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAND_IN_FAILS", "3@40")
+    life = start_on_two(LONG)
+    life.wait_state("failed")
+    assert life.launcher.status(life.handle).reason == "rank 3: RuntimeError: the stand-in was told to fail"
+    assert next(life.launcher.logs(life.handle, follow=False)).startswith("[rank 3]")
+    wait_until(lambda: life.told("ExitCode") == "1:0", 20)
+    assert left_over(life.job.run_id) == []
+
+
+def test_a_stop_reaches_every_rank_of_two_nodes(start_on_two: Start) -> None:
+    life = start_on_two(LONG)
+    wait_until(lambda: all(life.paths.rank_log(rank).exists() for rank in range(4)) and is_training(life.paths), 60)
+    life.launcher.cancel(life.handle)
+    status = life.launcher.status(life.handle)
+    assert (status.state, status.exit_code) == ("interrupted", 75)
+    assert last_checkpoint(life.paths) is not None
+    assert left_over(life.job.run_id) == []
 
 
 def test_a_person_s_scancel_is_an_interruption(start: Start) -> None:
