@@ -46,7 +46,7 @@ def test_the_end_of_a_good_run(entry: Entry) -> None:
     write_json(paths.report, report)
     write_json(paths.samples, [{"prompt": "A dragon [red]", "text": "flew [/away] …"}])
     said = printed(entry, Status("done", 0, "done"))
-    for words in ("1.500 GiB", "1.250 GiB", "1 min 15 s", "A dragon [red]", "flew [/away]", str(paths.logs)):
+    for words in ("1.50 GiB", "1.25 GiB", "1 min 15 s", "A dragon [red]", "flew [/away]", str(paths.logs)):
         assert words in said
     assert "dtrain generate 'my story' --prompt" in said
 
