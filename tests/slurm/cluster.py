@@ -24,7 +24,7 @@ ClusterName=dtrain
 SlurmctldHost={host}({network}.1)
 SlurmUser=root
 SlurmdUser=root
-SlurmctldPort=16817
+SlurmctldPort={port}
 AuthType=auth/munge
 AuthInfo=socket={base}/munge.sock,cred_expire=5
 CredType=cred/munge
@@ -40,14 +40,14 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0,batch_sched_delay=0
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
+{accounting}
 MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
 SlurmctldTimeout=30
 SlurmdTimeout=5
 InactiveLimit=0
-MinJobAge=300
+MinJobAge={job_age_seconds}
 KillWait=4
 WaitTime=0
 PreemptType=preempt/partition_prio
@@ -88,6 +88,10 @@ class Cluster:
     names: list[str]
     network: str = "10.78.0"
     bridge: str = "slurmbr0"
+    port: int = 16817
+    job_age_seconds: int = 300
+    """How long the controller remembers an ended job."""
+    accounting: str = "AccountingStorageType=accounting_storage/none"
     slurmd: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -105,6 +109,15 @@ class Cluster:
     # --- its life -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        self.prepare()
+        run("slurmctld", "-c", env=self.environment)
+        for name in self.names:
+            self.boot(name)
+        self.wait_idle()
+
+    def prepare(self) -> None:
+        """All but SLURM's own daemons."""
+        self.remove_leftovers()
         self._write()
         self._network()
         run(
@@ -112,10 +125,6 @@ class Cluster:
             f"--pid-file={self.base}/munged.pid", f"--log-file={self.base}/munge/log",
             f"--seed-file={self.base}/munge/seed", env=self.environment,
         )  # fmt: skip
-        run("slurmctld", "-c", env=self.environment)
-        for name in self.names:
-            self.boot(name)
-        self.wait_idle()
 
     def _write(self) -> None:
         for folder in ("state", "spool", "munge"):
@@ -126,7 +135,10 @@ class Cluster:
         (self.base / "munge/key").chmod(0o400)
         host = os.uname().nodename.split(".")[0]
         nodes = "\n".join(NODE.format(name=name, address=self.address(name)) for name in self.names)
-        text = CONF.format(base=self.base, host=host, network=self.network, nodes=nodes)
+        text = CONF.format(
+            base=self.base, host=host, network=self.network, nodes=nodes, port=self.port, accounting=self.accounting,
+            job_age_seconds=self.job_age_seconds,
+        )  # fmt: skip
         (self.base / "slurm.conf").write_text(text)
         gres = "".join(f"NodeName={name} Name=gpu Type=fake File=/dev/null,/dev/zero\n" for name in self.names)
         (self.base / "gres.conf").write_text(gres)
@@ -161,8 +173,9 @@ class Cluster:
 
     def pull_the_plug(self, name: str) -> None:
         """Every process of the node is gone at once."""
-        self.slurmd[name].kill()
-        self.slurmd[name].wait()
+        if name in self.slurmd:
+            self.slurmd[name].kill()
+            self.slurmd[name].wait()
 
     def stop(self) -> None:
         for name in self.names:
@@ -171,9 +184,19 @@ class Cluster:
             with suppress(OSError, ValueError):
                 os.kill(int((self.base / pid_file).read_text()), signal.SIGTERM)
         for name in self.names:
-            subprocess.run(["ip", "netns", "del", name], check=False)
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
             shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
-        subprocess.run(["ip", "link", "del", self.bridge], check=False)
+        subprocess.run(["ip", "link", "del", self.bridge], check=False, capture_output=True)
+
+    def remove_leftovers(self) -> None:
+        """Of a test session that was killed."""
+        for name in self.names:
+            told = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False).stdout
+            for pid in told.split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+        subprocess.run(["ip", "link", "del", self.bridge], capture_output=True, check=False)
 
     # --- what tests do with it ----------------------------------------------------------------------------------------
 
@@ -206,24 +229,9 @@ class Cluster:
 
 @contextmanager
 def running(base: Path) -> Iterator[Cluster]:
-    remove_leftovers()
     cluster = Cluster(base, list(NAMES))
     try:
         cluster.start()
         yield cluster
     finally:
         cluster.stop()
-
-
-def remove_leftovers() -> None:
-    """Of a test session that was killed."""
-    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
-    if NAMES[0] not in listed.split():
-        return
-    for name in NAMES:
-        pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False).stdout
-        for pid in pids.split():
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
-    subprocess.run(["ip", "link", "del", "slurmbr0"], capture_output=True, check=False)

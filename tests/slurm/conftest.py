@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from dtrain_launchers import slurm
@@ -12,13 +11,6 @@ from dtrain_launchers import slurm
 from tests.launch.conftest import home, make_job, stand_ins  # noqa: F401
 from tests.slurm import cluster as slurm_cluster
 from tests.slurm.cluster import Cluster
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All on one worker: there is one cluster."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents and "cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("slurm"))
 
 
 @pytest.fixture(scope="session")
