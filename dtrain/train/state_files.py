@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dtrain.errors import RunFailed
+from dtrain.train import blockwise
 from dtrain.train.partitions import Partition, Piece
 from dtrain.train.tensor_file import Content
 
@@ -71,6 +72,13 @@ class Stored:
     pieces: tuple[Piece, ...]
     scalars: dict[str, Any]
     kinds: frozenset[str]
+    numel: int
+    """Of the partition, padding included."""
+
+    @property
+    def elementwise(self) -> Iterator[str]:
+        """Kinds with one number per element: all but the maxima and code books of 8-bit states."""
+        return (kind for kind in self.kinds if not kind.startswith(("absmax", "qmap")))
 
 
 def stored_in(folder: Path) -> list[Stored]:
@@ -89,7 +97,8 @@ def _stored(file: Path) -> Iterator[Stored]:
             kinds[int(index)].add(kind)
         for index, told in enumerate(layout):
             pieces = tuple(Piece(**piece) for piece in told["pieces"])
-            yield Stored(file, index, pieces, told["scalars"], frozenset(kinds[index]))
+            numel = handle.get_slice(f"{index}.{MASTER}").get_shape()[0]
+            yield Stored(file, index, pieces, told["scalars"], frozenset(kinds[index]), numel)
 
 
 def extra_of(folder: Path, rank: int) -> dict[str, Any]:
@@ -104,13 +113,13 @@ def extra_of(folder: Path, rank: int) -> dict[str, Any]:
 def read(folder: Path, mine: Sequence[Partition]) -> None:
     """Fill this rank's partitions, in place, from a checkpoint of any layout.
 
-    The same cut is copied whole, padding included, so it is exact for every kind of state. Another cut is put together
-    from pieces; block-wise 8-bit states cannot be cut, and are refused with what to do.
+    The same cut is copied whole, so it is exact for every kind of state. Another cut is put together from pieces, which
+    is exact but for 8-bit states: their blocks are made anew.
     """
     stored = stored_in(folder)
-    same = {tuple(one.pieces): one for one in stored}
+    same = {(one.pieces, one.numel): one for one in stored}
     for partition in mine:
-        twin = same.get(tuple(partition.pieces))
+        twin = same.get((partition.pieces, partition.master.numel()))
         if twin is not None:
             _fill_whole(partition, twin)
         else:
@@ -122,18 +131,8 @@ def _fill_whole(partition: Partition, stored: Stored) -> None:
 
     with safe_open(stored.file, framework="pt") as handle:
         for kind in stored.kinds:
-            tensor = handle.get_tensor(f"{stored.index}.{kind}")
-            if kind == MASTER and tensor.numel() != partition.master.numel():  # padded for another world
-                tensor = _fitted(tensor, partition.master.numel())
-            _put(partition, kind, tensor)
+            _put(partition, kind, handle.get_tensor(f"{stored.index}.{kind}"))
     _put_scalars(partition, stored)
-
-
-def _fitted(tensor: Tensor, size: int) -> Tensor:
-    fitted = torch.zeros(size, dtype=tensor.dtype)
-    shared = min(size, tensor.numel())
-    fitted[:shared] = tensor[:shared]
-    return fitted
 
 
 def _put(partition: Partition, kind: str, tensor: Tensor) -> None:
@@ -158,21 +157,20 @@ def _fill_by_pieces(partition: Partition, stored: Sequence[Stored]) -> None:
         for piece in one.pieces:
             by_name[piece.name].append((one, piece))
     filled: dict[str, Tensor] = {}
+    books: dict[str, Tensor] = {}
     for wanted in partition.pieces:
         missing = wanted.length
         for one, had in by_name[wanted.name]:
             first, last = max(wanted.start, had.start), min(wanted.start + wanted.length, had.start + had.length)
             if first >= last:
                 continue
-            _refuse_blockwise(one)
+            at = had.offset + first - had.start
+            to = slice(wanted.offset + first - wanted.start, wanted.offset + last - wanted.start)
             with safe_open(one.file, framework="pt") as handle:
-                for kind in one.kinds:
+                for kind in one.elementwise:
                     target = filled.setdefault(kind, torch.zeros(partition.master.numel()))
-                    source = handle.get_slice(f"{one.index}.{kind}")
-                    at = had.offset + first - had.start
-                    target[wanted.offset + first - wanted.start : wanted.offset + last - wanted.start] = source[
-                        at : at + last - first
-                    ]
+                    target[to], book = _elements(handle, one, kind, at, at + last - first)
+                    books |= {} if book is None else {kind: book}
             missing -= last - first
             if not partition.states.keys() >= one.scalars.keys():
                 _put_scalars(partition, one)
@@ -182,7 +180,24 @@ def _fill_by_pieces(partition: Partition, stored: Sequence[Stored]) -> None:
                 file=str(stored[0].file.parent) if stored else None,
             )
     for kind, tensor in filled.items():
+        if kind in books and tensor.numel() >= blockwise.LEAST_NUMEL:
+            tensor, maxima = blockwise.quantised(tensor, books[kind])
+            _put(partition, kind.replace("state", "absmax"), maxima)
+            _put(partition, kind.replace("state", "qmap"), books[kind])
         _put(partition, kind, tensor)
+
+
+def _elements(handle: Any, one: Stored, kind: str, first: int, last: int) -> tuple[Tensor, Tensor | None]:
+    """Elements of a flat state as fp32, and the code book they were kept with."""
+    codes = handle.get_slice(f"{one.index}.{kind}")
+    maxima = kind.replace("state", "absmax")
+    if maxima == kind or maxima not in one.kinds:  # kept in 32 bits
+        return codes[first:last], None
+    block = first // blockwise.BLOCK
+    begin, end = block * blockwise.BLOCK, -(-last // blockwise.BLOCK)
+    book = handle.get_tensor(f"{one.index}.{kind.replace('state', 'qmap')}")
+    numbers = blockwise.dequantised(codes[begin:last], handle.get_slice(f"{one.index}.{maxima}")[block:end], book)
+    return numbers[first - begin :], book
 
 
 def whole_master(stored: Sequence[Stored], name: str, numel: int) -> Tensor:
@@ -203,12 +218,3 @@ def whole_master(stored: Sequence[Stored], name: str, numel: int) -> Tensor:
             f"the checkpoint lacks {missing} elements of {name}", file=str(stored[0].file.parent) if stored else None
         )
     return whole
-
-
-def _refuse_blockwise(stored: Stored) -> None:
-    if any(kind.startswith(("absmax", "qmap")) for kind in stored.kinds):
-        raise RunFailed(
-            "8-bit optimizer states are kept in blocks and cannot be cut for another number of ranks or ZeRO stage",
-            file=str(stored.file), 
-            fix="resume on the same number of ranks and the same ZeRO stage",
-        )  # fmt: skip

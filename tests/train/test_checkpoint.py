@@ -70,7 +70,9 @@ def resumed(run_cases: Run, saved: dict[str, dict[str, Any]]) -> dict[str, dict[
         Case(f"4 ranks {old} to {new}", new, 1, 2, load=True, folder=saved[f"{old} fp32"]["folder"])
         for old, new in ((2, 2), (3, 3), (1, 3), (0, 2))
     ]
-    return run_cases(2, same + crossed) | run_cases(1, fewer) | run_cases(4, more)
+    bits = {"optimizer": "adamw_bnb_8bit", "load": True, "folder": saved["8 bit"]["folder"]}
+    eight = {world: Case(f"8 bit on {world}", 2, 4 // world, 2, **bits) for world in (1, 4)}
+    return run_cases(2, same + crossed) | run_cases(1, [*fewer, eight[1]]) | run_cases(4, [*more, eight[4]])
 
 
 @pytest.mark.parametrize("name", [*(f"{stage} {precision}" for stage, precision in LAYOUTS), "8 bit"])
@@ -93,6 +95,15 @@ def test_any_other_ranks_and_stage_go_on_to_1e_5(
     told = resumed[f"{ranks} {old} to {new}"]
     assert told["losses"] == pytest.approx(saved[f"{old} fp32"]["losses"][3:], rel=1e-5)
     assert told["grad_norms"] == pytest.approx(saved[f"{old} fp32"]["grad_norms"][3:], rel=1e-5)
+
+
+@pytest.mark.parametrize("world", [1, 4])
+def test_8_bit_states_are_cut_into_new_blocks(saved: dict[str, Any], resumed: dict[str, Any], world: int) -> None:
+    """Not to 1e-5: a number is rounded to the codes of its new block. Without its states the run would go off by
+    much more: the second moment begins anew, and the first steps are as large as the learning rate."""
+    told = resumed[f"8 bit on {world}"]
+    assert told["losses"][0] == pytest.approx(saved["8 bit"]["losses"][3], rel=1e-5)  # weights are exact
+    assert told["losses"] == pytest.approx(saved["8 bit"]["losses"][3:], rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
