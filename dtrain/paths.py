@@ -16,6 +16,11 @@ def home() -> Path:
     return (Path(data) if data else Path.home() / ".local" / "share") / "dtrain"
 
 
+def measured() -> Path:
+    """What this machine's runs measured beside their plans: a JSON object a line."""
+    return home() / "measured.jsonl"
+
+
 @dataclass(frozen=True)
 class NodePaths:
     """What each supervisor of a run on several nodes has of its own; the run's exit.json is written when all ended."""
@@ -156,6 +161,11 @@ class RunPaths:
     def data(self) -> Path:
         """`data.json`: which cache entry holds the tokenised rows, the counts, what was dropped and why."""
         return self.run / "data.json"
+
+    @property
+    def passed(self) -> Path:
+        """`passed.json`: steps that a bad loss made the run go past, with their rows."""
+        return self.run / "passed.json"
 
     @property
     def samples(self) -> Path:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dtrain.cli.options import file_argument, json_option, profile_option, set_option
+from dtrain.cli.options import json_option, profile_option, set_option
+from dtrain.errors import BadInput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command("plan")
-@file_argument
+@click.argument("file", type=click.Path(path_type=Path), required=False)
 @profile_option(default="auto")
 @set_option
 @click.option(
@@ -34,26 +35,46 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Write it as one page too, with the price of every other machine; it opens offline.",
 )
+@click.option("--verify", "run", metavar="RUN", help="Compare what RUN measured with its plan, instead of planning.")
+@click.option("--no-bias", is_flag=True, help="Leave out what earlier runs on this machine have shown.")
 @json_option
-def command(file: Path, profile: str, sets: tuple[str, ...], trace: bool, page: Path | None, as_json: bool) -> None:
+def command(
+    file: Path | None,
+    profile: str,
+    sets: tuple[str, ...],
+    trace: bool,
+    page: Path | None,
+    run: str | None,
+    no_bias: bool,
+    as_json: bool,
+) -> None:
     """Does it fit, how fast, how long, what does it cost: told before a cent is spent.
 
     \b
     dtrain plan configs/storyteller.yaml --profile a100x8
     dtrain plan my.yaml --profile 4090x1 --set sequence_len=4096 --json
     dtrain plan my.yaml --profile h100x8 --html plan.html
+    dtrain plan --verify storyteller --json
 
     Needs no GPU and no torch. Exit code 3 when it does not fit, with the nearest changes that would.
     """
+    if run is not None:
+        verify(run, as_json)
+        return
+    if file is None:
+        raise BadInput("which file?", key="FILE", fix="dtrain plan configs/storyteller.yaml --profile a100x8")
     from dtrain.config.load import load
     from dtrain.hardware.profiles import resolve_profile
     from dtrain.models.hub import load_facts
+    from dtrain.planner.measured import NO_BIAS, own_bias
     from dtrain.planner.nearest import ways_out
-    from dtrain.planner.plan import make_plan
+    from dtrain.planner.plan import make_plan, versions
 
     loaded = load(file, sets)
     facts = load_facts(loaded.config.base_model, revision=loaded.config.revision_of_model, config_dir=file.parent)
-    plan = make_plan(loaded, resolve_profile(profile), facts)
+    machine = resolve_profile(profile)
+    bias = NO_BIAS if no_bias else own_bias(machine, versions())
+    plan = make_plan(loaded, machine, facts, bias=bias)
     ways = [] if plan.accepted else ways_out(plan, loaded, facts)
     terms = _traced(plan) if trace else []
     if page is not None:
@@ -70,9 +91,31 @@ def command(file: Path, profile: str, sets: tuple[str, ...], trace: bool, page: 
     sys.exit(0 if plan.accepted else 3)
 
 
+def verify(run: str, as_json: bool) -> None:
+    """What RUN measured beside its plan, as a row that can be sent. BadInput where it has not ended well."""
+    from dtrain.files import read_json
+    from dtrain.launch import begin, registry
+    from dtrain.paths import RunPaths
+    from dtrain.planner.measured import compared
+    from dtrain.show.console import console_for
+    from dtrain.show.verify import print_comparison
+
+    entry = registry.find(run)
+    paths = RunPaths(begin.folder_of(entry))
+    if not paths.report.is_file():
+        raise BadInput(
+            "this run has no report: it has not ended, or not well", file=str(paths.report), key="--verify", value=run,
+            fix=f"dtrain status {run}",
+        )  # fmt: skip
+    row = compared(read_json(paths.plan), read_json(paths.report), entry.id)
+    if as_json:
+        click.echo(json.dumps(row, indent=2))
+        return
+    print_comparison(row, console_for(False))
+
+
 def write_page(page: Path, loaded: Loaded, plan: Plan, ways: Sequence[Way]) -> None:
     """The plan as one HTML file. BadInput where it cannot be written."""
-    from dtrain.errors import BadInput
     from dtrain.files import write_whole
     from dtrain.planner.rent import Limits, Rent, rent
     from dtrain.show.plan_page import plan_page

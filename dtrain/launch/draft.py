@@ -21,8 +21,9 @@ from dtrain.launch.create import job_of, new_id, output_folder, refuse_taken, ru
 from dtrain.launch.registry import Entry
 from dtrain.models.facts import ModelFacts
 from dtrain.models.hub import load_facts
+from dtrain.planner.measured import own_bias
 from dtrain.planner.nearest import Way, ways_out
-from dtrain.planner.plan import Plan, make_plan
+from dtrain.planner.plan import Plan, make_plan, versions
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def planned(file: Path, sets: Sequence[str], profile_name: str) -> Planned:
     profile = resolve_profile(profile_name)
     refuse_planned_only(profile)
     facts = load_facts(loaded.config.base_model, revision=loaded.config.revision_of_model, config_dir=file.parent)
-    return Planned(loaded, profile, facts, make_plan(loaded, profile, facts))
+    bias = own_bias(profile, versions())
+    return Planned(loaded, profile, facts, make_plan(loaded, profile, facts, bias=bias))
 
 
 def refuse_planned_only(profile: Profile) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from dtrain.config.origins import Loaded
@@ -12,10 +12,11 @@ from dtrain.models.facts import ModelFacts
 from dtrain.planner.batch import Batches
 from dtrain.planner.choice import Choice
 from dtrain.planner.layout import setup_from
-from dtrain.planner.memory import Memory, estimate_memory
+from dtrain.planner.measured import NO_BIAS, Bias
+from dtrain.planner.memory import Memory, estimate_memory, scaled
 from dtrain.planner.pins import Space
 from dtrain.planner.setup import Setup
-from dtrain.planner.throughput import StepTime, estimate_time
+from dtrain.planner.throughput import StepTime, estimate_time, slowed
 
 HEADROOM = 0.08
 """Share of the card kept free: 5 to 10 % is what practice keeps (planning_facts.md)."""
@@ -95,9 +96,12 @@ class Search:
     candidates: tuple[Candidate, ...]
 
 
-def search(loaded: Loaded, facts: ModelFacts, profile: Profile, space: Space, batches: Batches) -> Search:
+def search(
+    loaded: Loaded, facts: ModelFacts, profile: Profile, space: Space, batches: Batches, bias: Bias = NO_BIAS
+) -> Search:
     """Estimate all layouts and take one. When none is within the headroom, the one nearest to fitting is `best`."""
-    candidates = tuple(_candidate(loaded, facts, profile, one) for one in layouts(loaded, space, batches))
+    estimated = (_candidate(loaded, facts, profile, one) for one in layouts(loaded, space, batches))
+    candidates = tuple(estimated if bias == NO_BIAS else (_biased(one, bias) for one in estimated))
     return Search(best_of(candidates), candidates)
 
 
@@ -142,6 +146,10 @@ def layouts(loaded: Loaded, space: Space, batches: Batches) -> Iterator[Choice]:
             adapter=config.adapter,
             sequence_len=config.sequence_len,
         )
+
+
+def _biased(one: Candidate, bias: Bias) -> Candidate:
+    return replace(one, memory=scaled(one.memory, bias.memory), time=slowed(one.time, bias.time))
 
 
 def _candidate(loaded: Loaded, facts: ModelFacts, profile: Profile, choice: Choice) -> Candidate:

@@ -104,6 +104,18 @@ class Memory:
         return next(phase.terms for phase in self.phases if phase.name == self.peak_phase)
 
 
+def scaled(memory: Memory, ratio: float) -> Memory:
+    """As this machine's runs measured it: all that torch holds times `ratio`; what lies outside torch as before."""
+    outside = memory.peak_smi - memory.peak_reserved
+    return replace(
+        memory,
+        largest=tuple(Moment(one.phase, *(ratio * size for size in one[1:])) for one in memory.largest),
+        peak_allocated=ratio * memory.peak_allocated, peak_reserved=ratio * memory.peak_reserved,
+        peak_smi=ratio * memory.peak_reserved + outside,
+        peak_low=ratio * memory.peak_low, peak_high=ratio * memory.peak_high,
+    )  # fmt: skip
+
+
 def estimate_memory(setup: Setup) -> Memory:
     """The timeline of one optimizer step (and of loading, evaluating and saving) on one rank."""
     largest: dict[str, Moment] = {}

@@ -14,7 +14,7 @@ from dtrain.hardware.gpus import GPUS, shortest
 from dtrain.hardware.machines import largest_usual
 from dtrain.hardware.profiles import Profile, resolve_profile
 from dtrain.models.facts import ModelFacts
-from dtrain.planner.counts import DataCounts
+from dtrain.planner.measured import NO_BIAS
 from dtrain.planner.plan import Plan, make_plan
 from dtrain.units import duration
 
@@ -58,7 +58,7 @@ def ways_out(plan: Plan, loaded: Loaded, facts: ModelFacts, most: int = 3) -> li
     if plan.fits:
         found.append(_without_reserve(plan, loaded.sets))
     for one in _tries(plan, loaded):
-        fitting = None if one.kind in seen else _planned(one, loaded, facts, plan.counts)
+        fitting = None if one.kind in seen else _planned(one, loaded, facts, plan)
         if fitting is not None:
             seen.add(one.kind)
             found.append(_way(one, plan, fitting, loaded.sets))
@@ -163,14 +163,15 @@ def _same_batch(config: Config) -> dict[str, Any]:
     return {"micro_batch_size": "auto", "batch_size": per_rank, "gradient_accumulation_steps": None}
 
 
-def _planned(one: _Try, loaded: Loaded, facts: ModelFacts, known: DataCounts) -> Plan | None:
+def _planned(one: _Try, loaded: Loaded, facts: ModelFacts, plan: Plan) -> Plan | None:
     config = loaded.config.model_copy(update=dict(one.sets))
-    counts = None if "sequence_len" in one.sets else known
+    counts = None if "sequence_len" in one.sets else plan.counts
+    bias = plan.bias if one.profile == plan.profile else NO_BIAS
     try:
-        plan = make_plan(replace(loaded, config=config), one.profile, facts, counts)
+        fitting = make_plan(replace(loaded, config=config), one.profile, facts, counts, bias)
     except BadInput:
         return None  # this change contradicts something else in the file
-    return plan if plan.within_headroom else None
+    return fitting if fitting.within_headroom else None
 
 
 def _way(one: _Try, plan: Plan, fitting: Plan, said: Sequence[str]) -> Way:

@@ -21,6 +21,7 @@ from dtrain.planner.choose import Candidate, search
 from dtrain.planner.cost import RunCounts, RunTime, checkpoint_seconds, estimate_run
 from dtrain.planner.counts import DataCounts, counted_before, estimate_counts
 from dtrain.planner.explain import Neighbour, neighbours, reasons
+from dtrain.planner.measured import NO_BIAS, Bias
 from dtrain.planner.memory import TERMS, Memory
 from dtrain.planner.pins import space_of
 from dtrain.planner.throughput import StepTime, estimate_time
@@ -65,6 +66,8 @@ class Plan:
     counts: DataCounts
     warnings: tuple[str, ...]
     reasons: tuple[str, ...]
+    bias: Bias
+    """By which memory and time are multiplied already."""
     neighbours: tuple[Neighbour, ...]
     """The best layouts that were not taken."""
     candidate: Candidate
@@ -89,6 +92,7 @@ class Plan:
             "config": self.config,
             "warnings": list(self.warnings),
             "reasons": list(self.reasons),
+            "bias": self.bias.as_json(),
             "neighbours": [one.as_json() for one in self.neighbours],
             "model": {
                 "name": self.facts.name,
@@ -110,7 +114,12 @@ class Plan:
                 "tokens_per_second_per_gpu": _round(self.time.tokens_per_second_per_gpu),
                 "mfu": _round(self.time.mfu),
             },
-            "schedule": {"steps": self.schedule.steps, "tokens": self.schedule.tokens, "source": self.schedule.source},
+            "schedule": {
+                "steps": self.schedule.steps,
+                "tokens": self.schedule.tokens,
+                "source": self.schedule.source,
+                "step_seconds": _round(self.run.train_seconds / self.schedule.steps),
+            },
             "hours": _round(self.hours),
             "start_seconds": _round(self.run.start_seconds),
             "save_seconds": _round(checkpoint_seconds(self.candidate.setup)),
@@ -118,18 +127,25 @@ class Plan:
         }
 
 
-def make_plan(loaded: Loaded, profile: Profile, facts: ModelFacts, counts: DataCounts | None = None) -> Plan:
+def make_plan(
+    loaded: Loaded,
+    profile: Profile,
+    facts: ModelFacts,
+    counts: DataCounts | None = None,
+    bias: Bias = NO_BIAS,
+) -> Plan:
     """Search, choose, explain. BadInput(s) for what cannot be planned; a plan that does not fit has `fits` False.
 
     `counts` are the data room's exact ones; without them they are estimated from the files.
+    `bias`: what this machine's own runs say of such plans.
     """
     space = space_of(loaded, profile, facts)
     sizes = batches(loaded, profile)
-    found = search(loaded, facts, profile, space, sizes)
+    found = search(loaded, facts, profile, space, sizes, bias)
     best = found.best
     counts = counts or counted_before(loaded.config) or estimate_counts(loaded.config, loaded.file)
     schedule = schedule_of(loaded, counts, best)
-    run = run_time(loaded, counts, schedule, best)
+    run = run_time(loaded, counts, schedule, best, bias)
     return Plan(
         config=str(loaded.file or "<text>"),
         facts=facts,
@@ -146,7 +162,8 @@ def make_plan(loaded: Loaded, profile: Profile, facts: ModelFacts, counts: DataC
         cost=cost_of(profile, run.hours),
         counts=counts,
         warnings=(*profile.notes, *loaded.notes, *_window_warnings(loaded, facts), *counts.warnings),
-        reasons=reasons(found, space, sizes),
+        reasons=(*reasons(found, space, sizes), *((bias.words,) if bias.words else ())),
+        bias=bias,
         neighbours=neighbours(found, space),
         candidate=best,
         layouts=len(found.candidates),
@@ -167,11 +184,11 @@ def schedule_of(loaded: Loaded, counts: DataCounts, best: Candidate) -> Schedule
     return Schedule(steps, tokens, "exact" if counts.exact else "estimated")
 
 
-def run_time(loaded: Loaded, counts: DataCounts, schedule: Schedule, best: Candidate) -> RunTime:
+def run_time(loaded: Loaded, counts: DataCounts, schedule: Schedule, best: Candidate, bias: Bias = NO_BIAS) -> RunTime:
     """Steps at the real mean length of a slot, and what comes before, between and after them."""
     batch = best.choice.global_batch_size
     mean = max(1, min(best.setup.sequence_len, round(schedule.tokens / (schedule.steps * batch))))
-    step = estimate_time(replace(best.setup, sequence_len=mean)).step_seconds
+    step = estimate_time(replace(best.setup, sequence_len=mean)).step_seconds * bias.time
     eval_slots = math.ceil(counts.eval_rows * counts.slots / max(1, counts.rows))
     per_epoch = math.ceil(counts.slots / batch)
     told = RunCounts(steps=schedule.steps, steps_per_epoch=per_epoch, eval_rows=eval_slots, mean_tokens=mean)

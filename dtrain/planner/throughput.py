@@ -70,6 +70,17 @@ def estimate_time(setup: Setup) -> StepTime:
     return _told(setup, parts)
 
 
+def slowed(time: StepTime, ratio: float) -> StepTime:
+    """As this machine's runs measured it: every part times `ratio`."""
+    return StepTime(
+        step_seconds=ratio * time.step_seconds,
+        parts=MappingProxyType({name: ratio * seconds for name, seconds in time.parts.items()}),
+        tokens_per_second=time.tokens_per_second / ratio,
+        tokens_per_second_per_gpu=time.tokens_per_second_per_gpu / ratio,
+        mfu=None if time.mfu is None else time.mfu / ratio,
+    )
+
+
 def _told(setup: Setup, parts: dict[str, float]) -> StepTime:
     seconds = sum(parts.values())
     tokens = setup.step_tokens / seconds

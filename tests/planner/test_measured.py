@@ -1,0 +1,128 @@
+"""A run beside its plan: like with like, kept on the machine, and said when a later plan uses it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dtrain import paths
+from dtrain.config.load import loads
+from dtrain.hardware.profiles import resolve_profile
+from dtrain.planner.measured import NO_BIAS, Bias, compared, keep, kept_rows, own_bias
+from dtrain.planner.plan import Plan, make_plan, versions
+from tests.planner.layouts import facts
+
+TINY = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DTRAIN_HOME", str(tmp_path / "home"))
+
+
+def plan(profile: str = "a100x8", bias: Bias = NO_BIAS) -> Plan:
+    loaded = loads(f"base_model: {TINY}\ndatasets: [{{path: no/data, type: alpaca}}]\nmax_steps: 100\n")
+    return make_plan(loaded, resolve_profile(profile), facts(TINY), bias=bias)
+
+
+def report(made: dict[str, Any], memory: float = 1.0, time: float = 1.0, **changes: Any) -> dict[str, Any]:
+    """As if the run had needed `memory` and `time` times what was planned, on full windows."""
+    choice = made["choice"]
+    full = choice["global_batch_size"] * choice["sequence_len"]
+    measured = {
+        "peak_allocated_gib": memory * made["memory_gib"]["peak_allocated"],
+        "peak_reserved_gib": memory * made["memory_gib"]["peak_reserved"],
+        "step_seconds": time * made["throughput"]["step_seconds"], "steps": 100, "tokens_seen": 100 * full,
+        "longest_tokens": choice["micro_batch_size"] * choice["sequence_len"],
+    }  # fmt: skip
+    return {"measured": measured | changes}
+
+
+def test_errors_are_planned_over_measured() -> None:
+    made = plan().as_json()
+    row = compared(made, report(made, memory=1.25, time=0.5), "one")
+    assert row["errors"]["peak_allocated"] == pytest.approx(-0.2)
+    assert row["errors"]["step_seconds"] == pytest.approx(1.0)
+    assert row["notes"] == []
+
+
+def test_steps_between_mean_and_full_are_compared_at_their_own_tokens() -> None:
+    made = plan().as_json()
+    schedule, full = made["schedule"], made["throughput"]["step_seconds"]
+    tokens = schedule["tokens"] * 1.5  # half way from half windows to full ones
+    row = compared(made, report(made, tokens_seen=tokens), "one")
+    assert schedule["step_seconds"] < row["planned"]["step_seconds"] < full
+    assert row["planned"]["step_seconds"] == pytest.approx((schedule["step_seconds"] + full) / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"longest_tokens": 10}, "peak_allocated", "the longest had 10"),
+        ({"tokens_seen": 100}, "step_seconds", "their time was not compared"),
+        ({"steps": 2}, "step_seconds", "fewer than"),
+        ({"peak_allocated_gib": 0.0}, "peak_allocated", "not measured"),
+    ],
+)
+def test_what_is_not_alike_is_not_compared(changes: dict[str, Any], error: str, words: str) -> None:
+    made = plan().as_json()
+    row = compared(made, report(made, **changes), "one")
+    assert row["errors"][error] is None
+    assert any(words in note for note in row["notes"])
+
+
+def test_a_run_is_kept_once_and_a_broken_line_is_passed_over() -> None:
+    made = plan().as_json()
+    for memory in (1.1, 1.2):
+        keep(compared(made, report(made, memory=memory), "one"))
+    paths.measured().write_text(paths.measured().read_text() + "{half a li")
+    keep(compared(made, report(made), "two"))
+    assert [row["run"] for row in kept_rows()] == ["one", "two"]
+    assert kept_rows()[0]["errors"]["peak_allocated"] == pytest.approx(1 / 1.2 - 1)
+
+
+def test_bias_is_the_median_and_comes_out_of_the_next_plan() -> None:
+    profile, before = resolve_profile("a100x8"), plan()
+    made = before.as_json()
+    for number, memory in enumerate((1.02, 1.05, 1.2)):
+        keep(compared(made, report(made, memory=memory, time=2.0), str(number)))
+    bias = own_bias(profile, versions())
+    assert (bias.memory, bias.time, bias.runs) == (pytest.approx(1.05), pytest.approx(2.0), 3)
+    after = plan(bias=bias)
+    assert after.memory.peak_allocated == pytest.approx(1.05 * before.memory.peak_allocated)
+    assert sum(after.memory.terms.values()) == pytest.approx(after.memory.peak_allocated)
+    assert after.time.step_seconds == pytest.approx(2 * before.time.step_seconds)
+    assert sum(after.time.parts.values()) == pytest.approx(after.time.step_seconds)
+    assert any("3 measured runs here" in reason and "--no-bias" in reason for reason in after.reasons)
+
+
+def test_a_biased_plan_that_was_right_keeps_its_bias() -> None:
+    bias = Bias(memory=1.1, time=2.0, runs=1, words="bias")
+    made = plan(bias=bias).as_json()
+    row = compared(made, report(made), "one")
+    assert row["errors"]["peak_allocated"] == pytest.approx(1 / 1.1 - 1)
+    assert row["errors"]["step_seconds"] == pytest.approx(1 / 2 - 1)
+
+
+def test_other_cards_and_versions_have_no_say() -> None:
+    made = plan().as_json()
+    keep(compared(made, report(made, memory=1.1), "one"))
+    assert own_bias(resolve_profile("a100x4"), versions()) == NO_BIAS
+    assert own_bias(resolve_profile("h100x8"), versions()) == NO_BIAS
+    assert own_bias(resolve_profile("a100x8"), {**versions(), "torch": "1.0"}) == NO_BIAS
+
+
+def test_what_is_too_much_for_a_bias_is_told_and_not_used() -> None:
+    made = plan().as_json()
+    keep(compared(made, report(made, memory=3.0), "one"))
+    bias = own_bias(resolve_profile("a100x8"), versions())
+    assert bias.memory == 1.0
+    assert "too much to be a bias" in bias.words
+
+
+def test_the_row_names_no_path() -> None:
+    made = plan().as_json()
+    assert "/" not in json.dumps(compared(made, report(made), "one"))
