@@ -24,6 +24,7 @@ CARDS_PER_NODE = (1, 2, 4, 8)
 NODES = (1, 2, 4, 8)
 """Machines of eight cards are tried joined, as far as a person without a contract gets them."""
 WHOLE_MACHINE_GPUS = 8
+NOT_PRICED = "Colab's paid tiers are not in the table: their price an hour, cards and session lengths are not known"
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([mhd]?)\s*$")
 _HOURS = {"m": 1 / 60, "h": 1.0, "": 1.0, "d": 24.0}
@@ -103,6 +104,13 @@ class Rent:
     counts: DataCounts
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was assumed, what a card on offer needs, and what the table does not know."""
+        cards = {option.plan.profile.gpu for option in self.options}
+        notes = sorted(f"{gpu.title}: {gpu.note}" for gpu in cards if gpu.note)
+        return (*self.counts.warnings, *notes, NOT_PRICED)
+
+    @property
     def allowed(self) -> tuple[Option, ...]:
         return tuple(option for option in self.options if option.within_limits)
 
@@ -114,7 +122,7 @@ class Rent:
             "within_hours": self.limits.within_hours,
             "max_cost_usd": self.limits.max_cost_usd,
             "data": "exact" if self.counts.exact else "estimated",
-            "warnings": list(self.counts.warnings),
+            "warnings": list(self.warnings),
             "options": [option.as_json() for option in self.options],
             "unable": [{"profile": one.profile, "reason": one.reason} for one in self.unable],
         }

@@ -31,7 +31,7 @@ def print_rent(told: Rent, console: Console | None = None) -> None:
         console.print(Text(f"{hidden} more in --json", "dim"))
     if told.unable:
         console.print(Text(f"cannot run it: {_unable(told)}", "dim"))
-    for warning in told.counts.warnings:
+    for warning in told.warnings:
         console.print(Text("note: ", "bold yellow") + Text(warning))
 
 
