@@ -46,6 +46,7 @@ from dtrain.paths import RunPaths
 
 LOOK_BYTES = 4 << 20
 """Most of one file that one look sends; the rest comes with the next."""
+PLACED = "placed"
 GROWING = ("metrics.jsonl", "logs/*.log")
 """Files of a run that only grow: sent from where the client stands."""
 WHOLE = (
@@ -68,8 +69,8 @@ def files(told: Mapping[str, Any]) -> dict[str, Any]:
 def place(told: Mapping[str, Any]) -> dict[str, Any]:
     """`{"base", "folder", "run_id", "files", "inputs", "after"}`: the run's folder as it was rendered.
 
-    A run that lives, or that ended later than `after` (the client's word for: I know that it ended, begin anew), is
-    left alone.
+    → `{"state"}`: placed, or how the run stands there. A run that lives, or that ended later than `after` (the
+    client's word for: I know that it ended, begin anew), is left alone.
     """
     paths = RunPaths(Path(told["folder"]))
     other = other_run(paths, told["run_id"])
@@ -78,13 +79,13 @@ def place(told: Mapping[str, Any]) -> dict[str, Any]:
     with _lock(paths), _told_as_refused(paths.output):
         _begin_anew(paths, told.get("after"))
         if here.was_started(paths):
-            return {"placed": False}
+            return {"state": here.status(paths).state}
         store = Store(Path(told["base"]))
         for name, digest in told["inputs"].items():
             store.link(digest, paths.output / name)
         for name, text in told["files"].items():
             write_whole(paths.output / name, text)
-    return {"placed": True}
+    return {"state": PLACED}
 
 
 def start(told: Mapping[str, Any]) -> dict[str, Any]:

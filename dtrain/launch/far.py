@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from dtrain.errors import LauncherRefused, Unreachable
 from dtrain.files import write_json
 from dtrain.launch import gate, runlogs
+from dtrain.launch.agent import PLACED
 from dtrain.launch.api import Status
 from dtrain.launch.bundle import Input, Shipped, shipped
 from dtrain.launch.ending import Ending, last_checkpoint, read_or_none
@@ -120,11 +121,13 @@ class Far:
         after = last_ended(self.paths)
         if after is not None and len(self.remotes) > 1:
             shares = self._with_checkpoint(shares)
-        placed = self._on_each(lambda number: self._place(number, shares[number], after))
-        if needs is not None and all(placed):
+        states = self._on_each(lambda number: self._place(number, shares[number], after))
+        fresh = all(state == PLACED for state in states)
+        _refuse_half_ended(states, self.where.names)
+        if needs is not None and fresh:
             self._pass_gate(needs)
-        meeting = self._meet(shares) if any(placed) and len(self.remotes) > 1 else None
-        if needs is not None and all(placed) and meeting is not None:
+        meeting = self._meet(shares) if PLACED in states and len(states) > 1 else None
+        if needs is not None and fresh and meeting is not None:
             self._reach_each_other(meeting)
 
     def _note_where(self) -> None:
@@ -137,7 +140,7 @@ class Far:
                 f"the run's folder here cannot be written: {error.strerror}", file=str(self.paths.run)
             ) from None
 
-    def _place(self, number: int, share: Share, after: float | None) -> bool:
+    def _place(self, number: int, share: Share, after: float | None) -> str:
         remote = self.remotes[number]
         remote.send(list(share.inputs))
         told = {
@@ -145,7 +148,7 @@ class Far:
             "inputs": {one.there: one.sha256 for one in share.inputs},
             "files": {**share.files, "dtrain/launch.json": share.spec.as_text()},
         }  # fmt: skip
-        return bool(remote.ask("place", told, RESULTS_SECONDS)["placed"])
+        return str(remote.ask("place", told, RESULTS_SECONDS)["state"])
 
     def _with_checkpoint(self, shares: Sequence[Share]) -> list[Share]:
         """Each machine keeps only its own ranks' part of a checkpoint: before they go on, all of it lies on each."""
@@ -317,6 +320,15 @@ class _Results:
             stream.seek(offset)
             while chunk := stream.read(CHUNK_BYTES):
                 yield chunk
+
+
+def _refuse_half_ended(states: Sequence[str], names: Sequence[str]) -> None:
+    """A machine where the run has ended would leave the others waiting for it."""
+    over = [f"{name}: {state}" for name, state in zip(names, states, strict=True) if state not in (PLACED, "running")]
+    if over and len(over) < len(names):
+        raise LauncherRefused(
+            f"the run has ended on a part of its machines: {', '.join(over)}", fix="dtrain resume RUN"
+        )
 
 
 def _is_share(name: str) -> bool:

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,8 @@ class Mirror:
             return
         failed = any(one is not None and one.state == "failed" for one in endings)
         ending = first_ending(self.paths, endings, self.machines) if failed or first.code == DONE else first
-        ending.write(self.paths)
+        # the last of them: a resume puts aside, on every machine, what ended until then
+        replace(ending, ended=max(one.ended for one in endings if one is not None)).write(self.paths)
 
     def begin_anew(self) -> None:
         """Before another life of the run: what the machines said of the last one is forgotten."""

@@ -64,6 +64,8 @@ class Host:
     key: Path
     namespace: str | None
     link: str = ""
+    init: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    """Process 1 of the host: its processes do not see those of another, and go with it."""
     server: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -85,8 +87,14 @@ class Host:
         config = self.folder / "sshd_config"
         keys = self.key.with_suffix(".pub")
         config.write_text(CONFIG.format(address=self.address, port=self.port, folder=self.folder, keys=keys))
-        inside = ["ip", "netns", "exec", self.namespace] if self.namespace else []
         log = (self.folder / "sshd.log").open("ab")
+        if self.namespace and self.init is None:
+            inside = ["ip", "netns", "exec", self.namespace]
+            unshared = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts"]
+            name = f"hostname {self.namespace}; exec sleep infinity"
+            self.init = subprocess.Popen([*inside, *unshared, "sh", "-c", name], stdin=-3)
+            time.sleep(0.3)
+        inside = ["nsenter", "-t", str(self._first_process()), "-p", "-m", "-n", "-u"] if self.init else []
         self.server = subprocess.Popen([*inside, SSHD, "-D", "-e", "-f", str(config)], stderr=log, stdin=-3)
         log.close()
         deadline = time.monotonic() + 20
@@ -97,6 +105,18 @@ class Host:
             except OSError:
                 assert time.monotonic() < deadline, (self.folder / "sshd.log").read_text()
                 time.sleep(0.05)
+
+    def _first_process(self) -> int:
+        assert self.init is not None
+        return int(subprocess.check_output(["pgrep", "-P", str(self.init.pid)]).split()[0])
+
+    def power_off(self) -> None:
+        """Every process of the host is gone at once."""
+        self.down()
+        if self.init is not None:
+            subprocess.run(["kill", "-KILL", str(self._first_process())], check=False)
+            self.init.wait()
+            self.init = None
 
     def down(self) -> None:
         """End sshd and the sessions it has open; what was started detached lives on."""
@@ -164,7 +184,7 @@ class Network:
 
     def close(self) -> None:
         for host in self.hosts:
-            host.down()
+            host.power_off()
             if host.namespace:
                 ip("netns", "del", host.namespace)
         if self.namespaces:
