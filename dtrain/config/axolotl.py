@@ -230,8 +230,6 @@ _REFUSED: tuple[tuple[str, str, str], ...] = (  # what would have happened, what
         processor_type processor_kwargs image_size image_resize_algorithm role_boundaries"""),
     ("the chat template would have been rendered without it", "write it into chat_template_jinja", """
         chat_template_kwargs default_system_message"""),
-    ("nothing would have stopped a diverging run", "leave it out; early_stopping_patience watches held-out loss", """
-        loss_watchdog_threshold loss_watchdog_patience"""),
     ("the last weights would have been kept, not the best", "leave it out; early_stopping_patience stops in time", """
         load_best_model_at_end"""),
     ("training would have started at step 0", "`dtrain resume RUN` goes on where a run stopped", """

@@ -21,6 +21,7 @@ from dtrain.planner.choice import Choice
 from dtrain.train.adapters import evaluating
 from dtrain.train.batch import Batch, Slots, flat_batch, padded_batch
 from dtrain.train.engine import clip_gradients, clips_itself, gradient_norm, set_learning_rate
+from dtrain.train.loss_watch import LossWatch, failure
 from dtrain.train.lr import LearningRate
 from dtrain.train.memory import PeakMemory
 from dtrain.train.model import Layout
@@ -40,6 +41,8 @@ class Progress:
     best_eval_loss: float | None = None
     best_step: int | None = None
     evals_without_gain: int = 0
+    passed_steps: int = 0
+    """Steps gone past for their bad loss."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class Training:
     memory: PeakMemory
     eval_rows: TokenRows | None = None
     eval_micro: tuple[MicroBatch, ...] = ()
+    loss_watch: LossWatch = field(default_factory=LossWatch)
+    passed: frozenset[int] = frozenset()
+    """Steps to go past, counted from 0: their loss was bad in an earlier life."""
+    write_down: Callable[..., None] = field(default=lambda steps, loss, rows: None)
+    """Steps to go past in the next life."""
     eval_every: int | None = None
     """Steps between evaluations; None: only at the end."""
     save_every: int | None = None
@@ -95,6 +103,9 @@ def train(run: Training, progress: Progress) -> Progress:
     first = progress.step
     for index in range(first, run.schedule.steps):
         step = run.schedule.step(index)
+        if index in run.passed:
+            progress.step, progress.passed_steps = index + 1, progress.passed_steps + 1
+            continue
         rate = run.learning_rate.at(index)
         with run.memory.watched(index <= first + 1):  # optimizer states peak in the second
             loss_sum, norm = optimizer_step(run, index, step, rate)
@@ -103,6 +114,9 @@ def train(run: Training, progress: Progress) -> Progress:
         progress.tokens_seen += step.tokens
         due = Due(run, progress)
         line: dict[str, Any] = {}
+        looked = due.log or run.loss_watch.passes
+        if looked:
+            watch_loss(run, index, run.ranks.total(loss_sum.item()) / step.trained_tokens)
         if due.log:
             line = metrics(run, progress, step, rate, loss_sum, norm, time.perf_counter() - started)
         if due.evaluate:
@@ -117,6 +131,8 @@ def train(run: Training, progress: Progress) -> Progress:
         saves = due.save or wish > 0 or ends
         if line:
             started = time.perf_counter()
+        if saves and not looked:
+            watch_loss(run, index, run.ranks.total(loss_sum.item()) / step.trained_tokens)
         if saves:
             started += timed(run.save, progress)
         if stop and progress.step < run.schedule.steps:
@@ -124,6 +140,19 @@ def train(run: Training, progress: Progress) -> Progress:
         if ends:
             break
     return progress
+
+
+def watch_loss(run: Training, index: int, loss: float) -> None:
+    """RunFailed on every rank for a bad loss, before the weights it made are saved."""
+    bad = run.loss_watch.bad_steps(index, loss)
+    if not bad:
+        return
+    rows = [[row for dealt in run.schedule.step(one).micro for slots in dealt for slot in slots for row in slot]
+            for one in bad]  # fmt: skip
+    if run.loss_watch.passes and run.ranks.is_first:
+        run.write_down(bad, loss, rows)
+    run.ranks.wait()
+    raise failure(bad, loss, rows, run.loss_watch.passes)
 
 
 def timed(call: Callable[[Progress], None], progress: Progress) -> float:
@@ -208,6 +237,7 @@ def metrics(
         "tokens_seen": progress.tokens_seen,
         "step_seconds": seconds_per_step,
         "tokens_per_second": step.tokens / seconds_per_step,
+        **({"passed_steps": progress.passed_steps} if progress.passed_steps else {}),
         **run.memory.figures(),
     }
 

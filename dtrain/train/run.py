@@ -6,6 +6,7 @@ import math
 import secrets
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from safetensors import SafetensorError
@@ -23,10 +24,11 @@ from dtrain.planner.measured import compared, keep
 from dtrain.planner.plan import versions
 from dtrain.planner.setup import ZeroBuckets
 from dtrain.track import jsonl, plot, wandb
-from dtrain.train import attention, checkpoint, engine, export, generate, ranks, same_run
+from dtrain.train import attention, checkpoint, engine, export, generate, loss_watch, ranks, same_run
 from dtrain.train.interval import SaveClock, hours_between_failures
 from dtrain.train.loop import Progress, Stopped, Training, train
 from dtrain.train.loss import LossModel, share_head_with_zero3
+from dtrain.train.loss_watch import LossWatch
 from dtrain.train.lr import LearningRate, warmup_steps
 from dtrain.train.memory import PeakMemory
 from dtrain.train.model import DTYPES, decide_layout, load_model
@@ -235,7 +237,8 @@ def connected(rank: Rank, run: Training, saver: Saver, tracker: wandb.Tracker, s
 
     return replace(
         run, log=log, save=save, save_due=clock.due if clock else lambda: False, stop_asked=lambda: stop.asked,
-        beat=heart.beat,
+        beat=heart.beat, loss_watch=LossWatch.of(rank.config), passed=loss_watch.passed(rank.paths.passed),
+        write_down=partial(loss_watch.write_down, rank.paths.passed),
     )  # fmt: skip
 
 

@@ -181,7 +181,6 @@ def test_plugins_that_pick_kernels_pass_and_others_do_not(config: Any, errors: A
         ("bnb_config_kwargs: {llm_int8_threshold: 6}", "bnb_config_kwargs.llm_int8_threshold"),
         ("activation_offloading: disk", "activation_offloading"),
         ("eval_sequence_len: 9", "eval_sequence_len"),
-        ("loss_watchdog_threshold: 5.0", "loss_watchdog_threshold"),
         ("resume_from_checkpoint: x", "resume_from_checkpoint"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A rank that hangs costs seconds, not the night: the watchdog names it, shows where all ranks are, and life goes on."""
+"""A rank that hangs costs seconds, not the night: the watchdog names it, shows where all ranks are, life goes on."""
 
 from __future__ import annotations
 

@@ -1,0 +1,129 @@
+"""What a save writes, what it keeps, and what a disk that fails does to it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("deepspeed")
+
+from dtrain.paths import RunPaths  # noqa: E402
+from dtrain.track.jsonl import Journal, read  # noqa: E402
+from dtrain.train import checkpoint, saver, tensor_file  # noqa: E402
+from dtrain.train.checkpoint import Keep, States, newest_good  # noqa: E402
+from dtrain.train.loop import Progress  # noqa: E402
+from dtrain.train.ranks import Ranks  # noqa: E402
+from dtrain.train.saver import Saver  # noqa: E402
+
+
+def test_the_file_is_safetensors_and_its_hash_is_right(tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    tensors = {
+        "codes": torch.arange(7, dtype=torch.uint8), "empty": torch.zeros(0), "half": torch.randn(5).bfloat16(),
+        "0.master": torch.randn(tensor_file.CHUNK_BYTES // 4 + 3),
+    }  # fmt: skip
+    told = tensor_file.write(tmp_path / "x.safetensors", tensor_file.Content(tensors, {"layout": "[]"}))
+    content = (tmp_path / "x.safetensors").read_bytes()
+    assert told == tensor_file.Written(len(content), hashlib.sha256(content).hexdigest())
+    loaded = load_file(tmp_path / "x.safetensors")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    with safe_open(tmp_path / "x.safetensors", "pt") as handle:
+        assert handle.metadata() == {"layout": "[]"}
+
+
+def a_saver(folder: Path, keep: Keep = Keep()) -> tuple[Saver, Any, list[str]]:  # noqa: B008 - frozen
+    model = torch.nn.Linear(64, 64)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(2, 64)).sum().backward()
+    optimizer.step()
+    words: list[str] = []
+    ranks = Ranks(0, 0, 1, torch.device("cpu"))
+    return Saver(States(model, optimizer, 0), RunPaths(folder), ranks, keep, {}, words.append), model, words
+
+
+def test_what_is_saved_is_the_state_at_the_step_whatever_comes_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk takes its time, training does not wait for it, and the next save does."""
+    real = tensor_file.write
+
+    def slowly(path: Path, content: tensor_file.Content) -> tensor_file.Written:
+        time.sleep(0.5)
+        return real(path, content)
+
+    monkeypatch.setattr(tensor_file, "write", slowly)
+    monkeypatch.setattr(saver, "SLOW_SECONDS", 0.1)
+    one, model, words = a_saver(tmp_path)
+    before = model.weight.detach().clone()
+    assert one.save(Progress(step=1)) < 0.25
+    model.weight.data.zero_()
+    assert one.save(Progress(step=2)) > 0.25
+    assert "training waited" in words[0]
+    assert one.wait() is not None
+    from safetensors.torch import load_file
+
+    assert torch.equal(
+        load_file(tmp_path / "dtrain/checkpoints/step-1/rank-0.safetensors")["0.master"], before.flatten()
+    )
+
+
+def test_a_disk_that_fails_keeps_the_old_checkpoint_and_the_next_save_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _, words = a_saver(tmp_path)
+    one.save(Progress(step=1))
+    one.wait()
+    real = os.write
+
+    def full(handle: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    one.save(Progress(step=2))
+    outcome = one.wait()
+    monkeypatch.setattr(os, "write", real)
+    assert outcome is not None
+    assert "No space left" in str(outcome.problem)
+    assert "WARNING: the checkpoint of step 2 could not be written" in words[0]
+    found, damaged = newest_good(one.paths)
+    assert (found.step if found else None, damaged) == (1, [])
+    assert [path.name for path in one.paths.checkpoints.iterdir()] == ["step-1"]
+    one.save(Progress(step=3))
+    assert one.wait().problem is None  # type: ignore[union-attr]
+
+
+def test_the_newest_the_best_and_one_of_every_so_many_hours_stay(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    for step in range(1, 9):
+        folder = paths.checkpoint(step)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"time": step * 1800.0}))
+    checkpoint.forget_old(paths, newest=7, best=2, keep=Keep(last=2, hours=1.5))
+    left = sorted(checkpoint.step_of(folder) for folder in paths.checkpoints.iterdir())
+    assert left == [1, 2, 4, 6, 7]  # 1, 4, 7: every 1.5 h; 2: the best; 8 was passed over by a resume
+
+
+def test_lines_that_a_full_disk_did_not_take_are_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words: list[str] = []
+    journal = Journal(tmp_path / "metrics.jsonl", words.append)
+    journal.add({"step": 1})
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: real(handle, data[:5]))  # half a line, as a full disk does
+    journal.add({"step": 2})
+    journal.add({"step": 3})
+    assert [line["step"] for line in read(tmp_path / "metrics.jsonl")] == [1]
+    monkeypatch.setattr(os, "write", real)
+    journal.add({"step": 4})
+    assert [line["step"] for line in read(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert len(words) == 2
