@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from dtrain import paths
+from dtrain.cli.main import cli
 from dtrain.config.load import loads
+from dtrain.errors import BadInput
+from dtrain.files import write_json
 from dtrain.hardware.profiles import resolve_profile
+from dtrain.launch import registry
+from dtrain.launch.registry import Entry
+from dtrain.paths import RunPaths
 from dtrain.planner.measured import NO_BIAS, Bias, compared, keep, kept_rows, own_bias
 from dtrain.planner.plan import Plan, make_plan, versions
 from tests.planner.layouts import facts
@@ -126,3 +133,40 @@ def test_what_is_too_much_for_a_bias_is_told_and_not_used() -> None:
 def test_the_row_names_no_path() -> None:
     made = plan().as_json()
     assert "/" not in json.dumps(compared(made, report(made), "one"))
+
+
+# --- on the command line ------------------------------------------------------------------------------------------
+
+
+def a_run(output: Path) -> RunPaths:
+    """A run that is known here; it has a plan and no report yet."""
+    run = RunPaths(output)
+    write_json(run.plan, plan().as_json())
+    registry.write(Entry("20261123-000000-aaaa", "mine", str(output), "local", "a100x8", 1.0))
+    return run
+
+
+def test_verify_prints_the_row(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "out")
+    write_json(run.report, report(plan().as_json(), memory=1.25))
+    done = CliRunner().invoke(cli, ["plan", "--verify", "mine", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["errors"]["peak_allocated"] == pytest.approx(-0.2)
+    words = CliRunner().invoke(cli, ["plan", "--verify", "mine"])
+    assert "-20.0%" in words.stdout
+
+
+def test_a_run_without_a_report_cannot_be_verified(tmp_path: Path) -> None:
+    a_run(tmp_path / "out")
+    assert isinstance(CliRunner().invoke(cli, ["plan", "--verify", "mine"]).exception, BadInput)
+
+
+def test_plan_says_its_bias_and_leaves_it_out_on_request() -> None:
+    made = plan().as_json()
+    keep(compared(made, report(made, memory=1.1), "one"))
+    arguments = ["plan", "configs/storyteller.yaml", "--profile", "a100x8", "--json"]
+    biased, plain = (json.loads(CliRunner().invoke(cli, [*arguments, *more]).stdout) for more in ([], ["--no-bias"]))
+    assert biased["bias"]["memory"] == pytest.approx(1.1)
+    assert any(reason.startswith("bias: 1 measured run here") for reason in biased["reasons"])
+    assert biased["memory_gib"]["peak_allocated"] == pytest.approx(1.1 * plain["memory_gib"]["peak_allocated"])
+    assert plain["bias"]["runs"] == 0

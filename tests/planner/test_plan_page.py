@@ -10,6 +10,7 @@ from dataclasses import replace
 from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -120,7 +121,7 @@ onload = () => {{ const told = document.querySelector("iframe").contentWindow, r
 </script></body>"""
 
 
-def looked_at(tmp_path: Path, width: int, *flags: str) -> dict[str, float]:
+def looked_at(tmp_path: Path, width: int, *flags: str) -> dict[str, Any]:
     """The page in a frame of that width, in a browser: what it measures."""
     if BROWSER is None:
         pytest.skip("NO BROWSER: install Debian's chromium to test the plan's page in one")
@@ -134,7 +135,7 @@ def looked_at(tmp_path: Path, width: int, *flags: str) -> dict[str, float]:
     )  # fmt: skip
     found = re.search(r"\{.*\}", unescape(done.stdout))
     assert found is not None, done.stdout[-500:]
-    told: dict[str, float] = json.loads(found[0])
+    told: dict[str, Any] = json.loads(found[0])
     return told
 
 
