@@ -2,10 +2,11 @@
 
 Each node starts `python -m dtrain.launch.preflight RUN_FOLDER ADDRESS:PORT NODE...`; the first of them keeps the list.
 
-    hello ─▶ each to each over TCP ─▶ all-reduce (gloo, and nccl where there are GPUs) ─▶ verdict
-    (who is here)  (who cannot reach whom)  (who did not come back)                      (the bad node, by name)
+    hello ─▶ each to each over TCP ─▶ load torch ─▶ all-reduce (gloo, nccl where there are GPUs) ─▶ verdict
+    (who is here)  (who cannot reach whom)  (who has it not)  (who did not come back)       (the bad node, by name)
 
 The first two need only the standard library, so that a node is named even where torch or the network library hangs.
+The network has 20 s in all; torch may take longer to come from a cold shared disk, which is no node's fault.
 What is wrong becomes the ending of the first node: the run never starts.
 """
 
@@ -37,8 +38,10 @@ HELLO_SECONDS = 6.0
 """For all nodes to come: they are started together, and Python starts in a tenth of a second."""
 REACH_SECONDS = 2.0
 """For one connection inside a cluster, where a round trip takes less than a millisecond."""
-REDUCE_SECONDS = 9.0
-"""From the beginning of torch's import to the end of the all-reduce. All of it together stays under 20 s."""
+LOAD_SECONDS = 120.0
+"""torch from a cold network drive takes tens of seconds, and the ranks need it next."""
+REDUCE_SECONDS = 8.0
+"""For process groups and two all-reduces. With the first two it stays under 20 s."""
 WITH_OTHERS = "with the other nodes"
 NUMBERS = 1 << 18
 """In the all-reduce: 1 MiB of float32."""
@@ -98,11 +101,13 @@ class Roll:
     lines: dict[int, Line] = field(default_factory=dict)
     addresses: dict[int, str] = field(default_factory=dict)
     unreachable: dict[int, list[int]] = field(default_factory=dict)
+    loaded: dict[int, str | None] = field(default_factory=dict)
+    """Whether torch came: None, or what went wrong."""
     reduced: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def verdict(self) -> str | None:
         """What is wrong, with the bad node's name; None when nothing is."""
-        return self.missing() or self.cut_off() or self._silent() or self._wrong()
+        return self.missing() or self.cut_off() or self.without_torch() or self._silent() or self._wrong()
 
     def _named(self, numbers: Sequence[int]) -> str:
         return ", ".join(self.names[number] for number in numbers)
@@ -119,9 +124,13 @@ class Roll:
         told = "; ".join(f"{self.names[one]} does not reach {self.names[other]}" for one, other in pairs[:6])
         return f"node {self._named(worst)} is cut off from others: {told}"
 
+    def without_torch(self) -> str | None:
+        wrong = {number: self.loaded.get(number, _late()) for number in range(len(self.names))}
+        told = [f"node {self.names[number]} cannot load torch: {why}" for number, why in wrong.items() if why]
+        return "; ".join(told) or None
+
     def _silent(self) -> str | None:
-        told = self.lines.keys() & self.unreachable.keys() if not self.reduced else self.reduced.keys()
-        silent = [number for number in range(len(self.names)) if number not in told]
+        silent = [number for number in range(len(self.names)) if number not in self.reduced]
         return f"node {self._named(silent)} did not answer in time in the all-reduce" if silent else None
 
     def _wrong(self) -> str | None:
@@ -151,14 +160,21 @@ def keep_roll(server: socket.socket, roll: Roll) -> str | None:
     _hear_hellos(server, roll)
     if roll.missing() is None:
         store = joined(parted(roll.addresses[0])[0], free_port(parted(roll.addresses[0])[0]))
-        for line in roll.lines.values():
-            line.say({"addresses": [roll.addresses[number] for number in range(len(roll.names))], "store": store})
+        _say_to_all(roll, {"addresses": [roll.addresses[number] for number in range(len(roll.names))], "store": store})
         _hear_all(roll, "unreachable", REACH_SECONDS * 2, roll.unreachable)
         if roll.cut_off() is None:
-            for line in roll.lines.values():
-                line.say({"go": True})
-            _hear_all(roll, "reduced", REDUCE_SECONDS + 1, roll.reduced)
+            _say_to_all(roll, {"load": True})
+            _hear_all(roll, "loaded", LOAD_SECONDS + 1, roll.loaded)
+            if roll.without_torch() is None:
+                _say_to_all(roll, {"reduce": True})
+                _hear_all(roll, "reduced", REDUCE_SECONDS + 1, roll.reduced)
     return roll.verdict()
+
+
+def _say_to_all(roll: Roll, what: Mapping[str, Any]) -> None:
+    for line in roll.lines.values():
+        with suppress(OSError):  # it is gone, and its silence will tell
+            line.say(what)
 
 
 def _hear_hellos(server: socket.socket, roll: Roll) -> None:
@@ -206,6 +222,8 @@ class Member:
                 return
             line.say({"unreachable": self.unreachable(told["addresses"])})
             if line.hear(REACH_SECONDS * 2 + 1) is not None:
+                line.say({"loaded": load_torch()})
+            if line.hear(LOAD_SECONDS + 2) is not None:
                 line.say({"reduced": reduced(self, told["store"], len(told["addresses"]))})
 
     def unreachable(self, addresses: Sequence[str]) -> list[int]:
@@ -252,17 +270,42 @@ def call(meeting: str, seconds: float) -> Line:
             time.sleep(0.1)
 
 
+def load_torch() -> str | None:
+    """None, or what stands in the way. Never later than LOAD_SECONDS."""
+    told: list[str | None] = []
+
+    def work() -> None:
+        try:
+            import torch.distributed  # noqa: F401
+        except Exception as error:
+            told.append(_first_line(error))
+        else:
+            told.append(None)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    worker.join(LOAD_SECONDS)
+    return told[0] if told else _late()
+
+
+def _late() -> str:
+    return f"it did not come within {LOAD_SECONDS:g} s"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
 def reduced(member: Member, store: str, world: int) -> dict[str, Any]:
     """An all-reduce of 1 MiB with all nodes, checked: its seconds, or its error. Never later than REDUCE_SECONDS."""
-    stages = ["loading torch"]
+    stages = [f"meeting {WITH_OTHERS}"]
     told: dict[str, Any] = {}
 
     def work() -> None:
         try:
             told["seconds"] = all_reduce(member, store, world, stages)
         except Exception as error:
-            said = str(error).splitlines()[0] if str(error) else ""
-            told["error"] = f"{stages[-1]} failed: {type(error).__name__}: {said}"
+            told["error"] = f"{stages[-1]} failed: {_first_line(error)}"
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
@@ -280,7 +323,6 @@ def all_reduce(member: Member, store: str, world: int, stages: list[str]) -> flo
     import torch
     import torch.distributed as dist
 
-    stages.append(f"meeting {WITH_OTHERS}")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", member.link.interface)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={member.link.interface}")
     address, port = parted(store)

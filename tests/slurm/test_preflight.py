@@ -18,6 +18,7 @@ from dtrain.paths import RunPaths
 from tests.slurm.cluster import Cluster, run
 
 LIMIT_SECONDS = 20.0
+IMPATIENT = "import sys; from dtrain.launch import preflight as it; it.LOAD_SECONDS = 5.0; it.main(sys.argv[1:])"
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def preflight(cluster: Cluster, paths: RunPaths) -> Callable[..., str]:
 
     def start(number: int, names: tuple[str, ...], python_path: dict[str, str]) -> subprocess.Popen[bytes]:
         inside = ["ip", "netns", "exec", names[number]] if names[number] in cluster.names else []
-        words = [sys.executable, "-P", "-m", "dtrain.launch.preflight", str(paths.output)]
+        words = [sys.executable, "-P", "-c", IMPATIENT, str(paths.output)]
         env = {**cluster.environment, "PYTHONPATH": python_path.get(names[number], "")}
         meeting = f"{cluster.address('slurm1')}:28111"
         return subprocess.Popen([*inside, *words, meeting, *names, "--node", str(number)], env=env)
@@ -77,11 +78,19 @@ def test_two_nodes_that_reach_the_first_and_not_each_other(cluster: Cluster, pre
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("slurm")
-def test_a_node_whose_torch_hangs_is_named_in_time(
-    cluster: Cluster, preflight: Callable[..., str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("torch", "says"),
+    [
+        ("raise OSError('libnccl.so.2: cannot open')", "OSError: libnccl.so.2: cannot open"),
+        ("import time; time.sleep(100)", "it did not come within 5 s"),
+    ],
+)
+def test_a_node_without_a_torch_that_works(
+    cluster: Cluster, preflight: Callable[..., str], tmp_path: Path, torch: str, says: str
 ) -> None:
-    (tmp_path / "torch.py").write_text("import time\ntime.sleep(100)\n")
-    assert preflight("slurm1", "slurm2", slurm2=str(tmp_path)).startswith("preflight: node slurm2: loading torch took")
+    (tmp_path / "torch.py").write_text(torch + "\n")
+    reason = preflight("slurm1", "slurm2", slurm2=str(tmp_path))
+    assert reason == f"preflight: node slurm2 cannot load torch: {says}"
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------------
@@ -90,6 +99,7 @@ def test_a_node_whose_torch_hangs_is_named_in_time(
 def roll(**known: object) -> Roll:
     found = Roll(["a", "b", "c"], addresses={0: "", 1: "", 2: ""})
     found.unreachable = {0: [], 1: [], 2: []}
+    found.loaded = {0: None, 1: None, 2: None}
     found.reduced = {number: {"seconds": 0.001} for number in range(3)}
     for name, value in known.items():
         setattr(found, name, value)
@@ -114,8 +124,8 @@ def test_a_node_that_did_not_come_back() -> None:
 
 def test_a_node_with_an_error_of_its_own_before_those_who_miss_it() -> None:
     waiting = {"error": f"meeting {WITH_OTHERS} took longer than 9 s"}
-    told = {0: waiting, 1: {"error": "loading torch failed: OSError"}, 2: waiting}
-    assert roll(reduced=told).verdict() == "node b: loading torch failed: OSError"
+    told = {0: waiting, 1: {"error": "ArithmeticError: the sum is wrong"}, 2: waiting}
+    assert roll(reduced=told).verdict() == "node b: ArithmeticError: the sum is wrong"
     verdict = roll(reduced={0: waiting, 1: waiting, 2: waiting}).verdict()
     assert verdict is not None
     assert all(f"node {name}: meeting" in verdict for name in "abc")
