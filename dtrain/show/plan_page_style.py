@@ -80,6 +80,7 @@ footer { color:var(--soft); font-size:.85rem; margin-top:1.5rem; overflow-wrap:a
   .rows .bar { grid-column:1 / -1; margin-bottom:.6rem; } .rows .amount { grid-column:2; }
   svg text { font-size:21px; }
   .verdict { margin-left:0; } .tiles { grid-template-columns:1fr 1fr; gap:.6rem; } .tile { padding:.7rem .8rem; }
-  .wide table { min-width:30rem; } .tile b { font-size:1.25rem; } section { padding:.9rem; } th, td { padding-right:.5rem; } }
+  .wide table { min-width:30rem; }
+  .tile b { font-size:1.25rem; } section { padding:.9rem; } th, td { padding-right:.5rem; } }
 @media print { body { background:none; } section, .tile { break-inside:avoid; } }
 """
