@@ -12,13 +12,18 @@ from pathlib import Path
 import pytest
 
 from dtrain.launch.ending import Ending
-from dtrain.launch.preflight import WITH_OTHERS, Roll
+from dtrain.launch.rollcall import WITH_OTHERS, Roll
 from dtrain.launch.spec import LaunchSpec
 from dtrain.paths import RunPaths
 from tests.slurm.cluster import Cluster, run
 
 LIMIT_SECONDS = 20.0
-IMPATIENT = "import sys; from dtrain.launch import preflight as it; it.LOAD_SECONDS = 5.0; it.main(sys.argv[1:])"
+IMPATIENT = """
+import sys
+from dtrain.launch import preflight, rollcall
+rollcall.LOAD_SECONDS = 5.0
+preflight.main(sys.argv[1:])
+"""
 
 
 @pytest.fixture
