@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from torch import Tensor
 
 CHUNK_BYTES = 16 * 2**20
 """Written at a time: large enough that Python's own time does not count, small enough to hash beside."""
+
+CHUNKS_BEHIND = 8
+"""How far hashing may lag behind writing: a device's tensors that were not copied are on the host for so long."""
 
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -50,15 +54,17 @@ def write(path: Path, content: Content) -> Written:
     ordered = sorted(content.tensors.items(), key=lambda item: -item[1].element_size())
     digest = hashlib.sha256()
     size = 0
+    behind: deque[Future[None]] = deque()
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         with ThreadPoolExecutor(1, "sha256") as beside:  # hashing and writing both let go of the interpreter
             for chunk in _chunks(_header(ordered, content.metadata), ordered):
-                hashed = beside.submit(digest.update, chunk)
+                behind.append(beside.submit(digest.update, chunk))
                 _write_all(handle, chunk)
-                hashed.result()  # so that a slow hash holds no more than one chunk of device memory
                 size += len(chunk)
-        os.fsync(handle)
+                if len(behind) > CHUNKS_BEHIND:
+                    behind.popleft().result()
+            os.fsync(handle)
     finally:
         os.close(handle)
     return Written(size, digest.hexdigest())
