@@ -109,8 +109,8 @@ def test_a_table_states_tokens_per_second() -> None:
     assert rows[0]["trained_tokens_per_second"] == 300
     assert rows[0]["real_tokens_per_second"] == 500
     lines = summary.table(rows, told, "theirs")
-    assert lines[1].split()[-1] == "2.00"
-    assert lines[2].split()[-1] == "1.00"
+    assert lines[1].split()[-2:] == ["2.00", "2.00"]
+    assert lines[2].split()[-2:] == ["1.00", "1.00"]
 
 
 # --- the loss curves --------------------------------------------------------------------------------------------------
