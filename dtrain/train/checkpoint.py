@@ -73,15 +73,25 @@ def part_of(final: Path) -> Path:
 
 def sweep_parts(paths: RunPaths) -> None:
     """Remove what a life that was cut short inside a save left behind."""
-    for left in paths.checkpoints.glob(".step-*.part"):
+    for left in paths.checkpoints.glob(".step-*"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Take its name away first: a life that ends in between leaves no half of a checkpoint under that name."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    try:
+        folder.rename(gone)
+    except OSError:  # not there
+        return
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def complete(final: Path, manifest: Mapping[str, Any]) -> None:
     """All parts are written and synced: the manifest, then the rename that makes them a checkpoint."""
     part = part_of(final)
     write_json(part / MANIFEST, manifest)
-    shutil.rmtree(final, ignore_errors=True)  # the same step again, after a rollback or over a damaged one
+    remove(final)  # the same step again, after a rollback or over a damaged one
     part.rename(final)
     sync_folder(final.parent)
 
@@ -99,7 +109,7 @@ def forget_old(paths: RunPaths, newest: int, best: int | None, keep: Keep) -> No
     kept = {*past[-keep.last :], *(folder for folder in past if step_of(folder) == best), *_spaced(past, keep.hours)}
     for folder in folders:
         if folder not in kept:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
 
 
 def _spaced(folders: Iterable[Path], hours: float | None) -> Iterator[Path]:
