@@ -132,7 +132,13 @@ class Remote:
             with sftp.open(f"{folder}/{bundle_wheel.name()}/constraints.txt", "w") as stream:
                 stream.write(pins.encode())
         script = Path(bundle_environment.__file__).read_bytes()
-        words = ("-", self.machine.environment, there, f"[{','.join(extras)}]", f"{Path(there).parent}/constraints.txt")
+        words = (
+            "-",
+            self.machine.environment,
+            there,
+            f"[{','.join(extras)}]" if extras else "",
+            f"{Path(there).parent}/constraints.txt",
+        )
         answer = self._shell((self.machine.python, *words), script, INSTALL_SECONDS)
         if answer.code != 0:
             said = "\n  ".join(answer.out.decode(errors="replace").strip().splitlines()) or _last_line(answer)

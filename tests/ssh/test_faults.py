@@ -35,7 +35,8 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> SshLauncher:
 
 
 def submitted(launcher: SshLauncher, job: Job) -> Handle:
-    return launcher.submit(job, launcher.render(job))
+    handle: Handle = launcher.submit(job, launcher.render(job))
+    return handle
 
 
 def found_again(job: Job) -> Handle:
