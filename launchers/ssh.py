@@ -32,6 +32,8 @@ class SshLauncher:
         tunnel.require_fabric()
         self.lines = tunnel.Lines()
         self._looked: dict[str, tuple[float, Status]] = {}
+        self._seen: dict[Machine, Seen] = {}
+        """What `check` found, for the submit that follows it."""
 
     def check(self, job: Job | None = None) -> list[str]:
         """With a job every host is logged in to and looked at."""
@@ -41,6 +43,7 @@ class SshLauncher:
         _refuse_another_number(job, options)
         remotes = self._remotes(options)
         found = far.on_each(remotes, _seen_or_problem)
+        self._seen = {one.machine: said for one, said in zip(remotes, found, strict=True) if isinstance(said, Seen)}
         problems = [said for said in found if isinstance(said, str)]
         seen = {remote.name: said for remote, said in zip(remotes, found, strict=True) if isinstance(said, Seen)}
         problems += [
@@ -123,9 +126,18 @@ class SshLauncher:
         """The machines with their paths as they are there, each with an environment. LauncherRefused: none was touched
         beyond its environment."""
         try:
-            return tuple(far.on_each(self._remotes(options), lambda remote: _made_ready(remote, _extras(job))))
+            return tuple(far.on_each(self._remotes(options), lambda remote: self._made_ready(remote, _extras(job))))
         except Unreachable as error:
             raise LauncherRefused(error.message, key=f"{WHERE}.hosts", fix="nothing was started") from None
+
+    def _made_ready(self, remote: Remote, extras: tuple[str, ...]) -> Machine:
+        seen = self._seen.pop(remote.machine, None) or remote.probe()
+        problems = machine.problems(remote, seen)
+        if problems:
+            raise LauncherRefused("; ".join(problems), key=f"{WHERE}.hosts")
+        remote = Remote(machine.settled(remote.machine, seen), remote.tunnel)
+        remote.make_environment(extras)
+        return remote.machine
 
 
 def _seen_or_problem(remote: Remote) -> Seen | str:
@@ -133,16 +145,6 @@ def _seen_or_problem(remote: Remote) -> Seen | str:
         return remote.probe()
     except (LauncherRefused, Unreachable) as error:
         return str(DtrainError(error.message, fix=error.fix))
-
-
-def _made_ready(remote: Remote, extras: tuple[str, ...]) -> Machine:
-    seen = remote.probe()
-    problems = machine.problems(remote, seen)
-    if problems:
-        raise LauncherRefused("; ".join(problems), key=f"{WHERE}.hosts")
-    remote = Remote(machine.settled(remote.machine, seen), remote.tunnel)
-    remote.make_environment(extras)
-    return remote.machine
 
 
 def _extras(job: Job) -> tuple[str, ...]:

@@ -150,6 +150,8 @@ class Remote:
     def send(self, files: list[Shipped]) -> int:
         """The files that the machine lacks, into its store; what came half is completed. The bytes that were sent."""
         wanted = {one.sha256: one for one in files}
+        if not wanted:
+            return 0
         missing = self.ask("files", {"base": self.machine.base, "digests": list(wanted)}, 600.0)["missing"]
         sent = 0
         if missing:
