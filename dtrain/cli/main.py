@@ -28,6 +28,7 @@ COMMANDS = {
     "attach": "Watch a run that was started elsewhere.",
     "stop": "Stop a run; it saves first.",
     "resume": "Go on where a run stopped.",
+    "fetch": "Bring home what a run made elsewhere, verified.",
     "generate": "Let a trained model write.",
     "export": "A Hugging Face folder from a run's checkpoint.",
     "doctor": "What is installed, what is missing, what to type.",
