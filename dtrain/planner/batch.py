@@ -68,7 +68,7 @@ def batches(loaded: Loaded, profile: Profile) -> Batches:
     if config.gradient_accumulation_steps:
         return _from_accumulation(config, ranks)
     if config.micro_batch_size != "auto":
-        said = f"micro_batch_size {config.micro_batch_size} × {ranks} GPUs, no accumulation asked for"
+        said = f"micro_batch_size {config.micro_batch_size} × {ranks} ranks, no accumulation asked for"
         return Batches(((config.micro_batch_size, 1),), ranks, said)
     return _by_default(ranks)
 
@@ -82,7 +82,7 @@ def _by_default(ranks: int) -> Batches:
 def _from_accumulation(config: Config, ranks: int) -> Batches:
     steps = config.gradient_accumulation_steps or 1
     if config.micro_batch_size != "auto":
-        said = f"{config.micro_batch_size} × {steps} accumulation × {ranks} GPUs"
+        said = f"{config.micro_batch_size} × {steps} accumulation × {ranks} ranks"
         return Batches(((config.micro_batch_size, steps),), ranks, said)
     sizes = [
         size
@@ -97,18 +97,18 @@ def _from_global(loaded: Loaded, ranks: int) -> Batches:
     config, wanted = loaded.config, loaded.config.global_batch_size or 1
     if config.batch_size and config.batch_size * ranks != wanted:
         made = config.batch_size * ranks
-        message = f"batch_size {config.batch_size} × {ranks} GPUs is {made}, not global_batch_size {wanted}"
+        message = f"batch_size {config.batch_size} × {ranks} ranks is {made}, not global_batch_size {wanted}"
         raise _located(loaded, "batch_size", message, config.batch_size, fix="leave batch_size out")
     if wanted % ranks:
         near = nearest_multiples(wanted, ranks)
         raise _located(
-            loaded, "global_batch_size", f"{wanted} cannot be split over {ranks} data-parallel GPUs", wanted,
+            loaded, "global_batch_size", f"{wanted} cannot be split over {ranks} data-parallel ranks", wanted,
             allowed=f"a multiple of {ranks}", fix=f"the nearest that work: {' or '.join(map(str, near))}",
         )  # fmt: skip
     if config.gradient_accumulation_steps:
         return _global_and_accumulation(loaded, ranks, wanted)
     pairs = _split(loaded, wanted // ranks, "global_batch_size", wanted)
-    return Batches(pairs, ranks, f"global_batch_size {wanted} over {ranks} GPUs")
+    return Batches(pairs, ranks, f"global_batch_size {wanted} over {ranks} ranks")
 
 
 def _global_and_accumulation(loaded: Loaded, ranks: int, wanted: int) -> Batches:
@@ -116,7 +116,7 @@ def _global_and_accumulation(loaded: Loaded, ranks: int, wanted: int) -> Batches
     steps = config.gradient_accumulation_steps or 1
     micro, rest = divmod(wanted, ranks * steps)
     if rest or (config.micro_batch_size not in ("auto", micro)):
-        message = f"accumulation {steps} over {ranks} GPUs cannot make global_batch_size {wanted}"
+        message = f"accumulation {steps} over {ranks} ranks cannot make global_batch_size {wanted}"
         if not rest:
             message += f" with micro_batch_size {config.micro_batch_size}"
         raise _located(
