@@ -117,7 +117,8 @@ def _no_such_file(path: Path) -> BadInput:
     shipped = assets.shipped(str(path)) if not path.is_absolute() else None
     if shipped is not None:
         return BadInput("no such file", file=str(path), fix=f"the one that ships with dtrain is {shipped}")
-    beside = [str(file) for folder in (path.parent, Path("configs")) for file in sorted(folder.glob("*.y*ml"))]
+    folders = dict.fromkeys((path.parent, Path("configs")))
+    beside = [str(file) for folder in folders for file in sorted(folder.glob("*.y*ml"))]
     by_name = {Path(file).name: file for file in reversed(beside)}
     near = difflib.get_close_matches(path.name, by_name, n=1)
     fix = f"did you mean {by_name[near[0]]}?" if near else _name_one(beside, "check the path")
