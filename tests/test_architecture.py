@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOOR = {
-    "errors": 0, "units": 0, "assets": 0, "paths": 0, "files": 0, "heartbeat": 0, "dtrain": 0,
+    "errors": 0, "units": 0, "assets": 0, "paths": 0, "files": 0, "heartbeat": 0, "own_process": 0, "dtrain": 0,
     "config": 1, "models": 1, "hardware": 1,
     "planner": 2, "data": 2, "track": 2,
     "train": 3, "launch": 3,

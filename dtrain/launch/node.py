@@ -22,7 +22,8 @@ from dtrain.launch.network import Link, link_towards
 from dtrain.launch.nodes import parted
 from dtrain.launch.process import adopt_orphans
 from dtrain.launch.spec import LaunchSpec, at_place, environment
-from dtrain.launch.supervise import StopRequests, Supervision, speak_into, watched
+from dtrain.launch.supervise import StopRequests, Supervision, watched
+from dtrain.own_process import speak_into
 from dtrain.paths import RunPaths
 
 LOOK_AROUND_SECONDS = 1.0

@@ -32,7 +32,7 @@ from dtrain.launch.node import node_number
 from dtrain.launch.nodes import joined, parted
 from dtrain.launch.rollcall import Line, Roll, keep_roll, listening
 from dtrain.launch.spec import LaunchSpec
-from dtrain.launch.supervise import speak_into
+from dtrain.own_process import speak_into
 from dtrain.paths import RunPaths
 
 NUMBERS = 1 << 18

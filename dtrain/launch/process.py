@@ -18,7 +18,6 @@ PROC = Path("/proc")
 RUN_MARK = "DTRAIN_RUN_ID"
 """In the environment of every process of a run, so that none is missed when the run is ended."""
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -129,11 +128,6 @@ def _prctl(option: int, value: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option}, {value}) failed")
-
-
-def die_with_parent() -> None:
-    """The kernel kills this process when the thread that started it ends."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def adopt_orphans() -> None:

@@ -32,11 +32,12 @@ from dtrain.launch.ending import (
     put_aside_life,
     read_or_none,
 )
-from dtrain.launch.process import adopt_orphans, die_with_parent, end_run_processes, send
+from dtrain.launch.process import adopt_orphans, end_run_processes, send
 from dtrain.launch.ranks import Ranks, first_failure, how_it_ended, was_interrupted
 from dtrain.launch.spec import LaunchSpec, environment, with_free_port
 from dtrain.launch.standing import Supervisor
 from dtrain.launch.watchdog import Watchdog, dump_stacks, slowest, verdict
+from dtrain.own_process import die_with_parent, speak_into
 from dtrain.paths import RunPaths
 
 TICK_SECONDS = 0.05
@@ -306,14 +307,6 @@ def own_session() -> None:
     """Signals of the client's terminal do not reach this process; its output goes to launch.log."""
     with contextlib.suppress(PermissionError):  # it leads its session or group already
         os.setsid()
-
-
-def speak_into(log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
 
 
 def main(arguments: list[str]) -> int:

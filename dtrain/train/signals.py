@@ -1,14 +1,10 @@
-"""What a rank does when it is told to stop, and when its parent dies."""
+"""What a rank does when it is told to stop."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 from types import FrameType
-
-PR_SET_PDEATHSIG = 1
-"""linux/prctl.h"""
 
 
 class StopFlag:
@@ -29,10 +25,3 @@ class StopFlag:
         if self.asked and number == signal.SIGINT:
             os._exit(75)
         self.asked = True
-
-
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent goes: no rank outlives its launcher."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "prctl"):
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -20,9 +20,10 @@ from typing import Any
 from dtrain.config.load import load
 from dtrain.errors import DtrainError, RunFailed
 from dtrain.files import read_json, write_json
+from dtrain.own_process import die_with_parent, speak_into
 from dtrain.paths import RunPaths
 from dtrain.planner.choice import Choice
-from dtrain.train.signals import StopFlag, die_with_parent
+from dtrain.train.signals import StopFlag
 
 INTERRUPTED = 75
 STATE_EVERY_SECONDS = 0.5
@@ -47,16 +48,6 @@ def main(folder: Path) -> int:
     except Exception as error:
         tell(paths, rank, RunFailed(f"{type(error).__name__}: {error}").as_json())
         return 1
-
-
-def speak_into(log: Path) -> None:
-    """From here on all output of this process, libraries and C++ included, goes to its own log."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
 def tell(paths: RunPaths, rank: int, error: dict[str, Any]) -> None:

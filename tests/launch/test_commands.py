@@ -56,9 +56,7 @@ def test_launch_from_the_plan_to_the_report(dtrain: Dtrain) -> None:
 
 def test_dry_run_shows_what_would_be_done_and_does_nothing(dtrain: Dtrain, home: Path) -> None:
     before = sorted(dtrain.folder.rglob("*"))
-    started = time.perf_counter()
     document = dtrain.json("launch", "tiny.yaml", "--profile", "cpu", "--dry-run", "--json")
-    assert time.perf_counter() - started < 3
     assert document["dry_run"] is True
     assert document["plan"]["fits"] is True
     names = {Path(path).name for path in document["files"]}
