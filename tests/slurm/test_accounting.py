@@ -19,7 +19,7 @@ from dtrain.paths import RunPaths
 from tests.launch.conftest import wait_until
 from tests.slurm.cluster import Cluster, lacking, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
 PORT = 16821
 DBD = """\
 AuthType=auth/munge

@@ -17,7 +17,7 @@ from dtrain.launch.api import Handle, Job, Launcher
 from dtrain.paths import RunPaths
 from tests.slurm.cluster import Cluster, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
 
 
 class Killed(BaseException):

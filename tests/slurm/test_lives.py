@@ -17,7 +17,7 @@ from dtrain.paths import RunPaths
 from tests.launch.conftest import is_training, left_over, wait_until
 from tests.slurm.cluster import Cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
 Start = Callable[..., "Life"]
 LONG = 100_000
 REAL_TORCHRUN = spec.torchrun_command

@@ -14,7 +14,7 @@ from tests.e2e.conftest import make_place  # noqa: F401
 from tests.launch.conftest import left_over
 from tests.slurm.cluster import Cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
 STEPS = 100
 RUN = (
     "launch", "tiny.yaml", "--profile", "cpux2x2", "--on", "slurm", "--detach", "--json", "--set", "zero_stage=2",
