@@ -1,0 +1,1 @@
+"""Rented machines: offers, a ledger written ahead, one road from a price to a destroyed machine."""
