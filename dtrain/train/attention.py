@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dtrain.errors import BadInput
+from dtrain.train.sequence_parallel import over_ranks
 
 SDPA = "dtrain_by_document"
 VARLEN = "dtrain_varlen"
@@ -175,11 +176,14 @@ def _refuse_unknown(others: dict[str, Any]) -> None:
 
 
 def register() -> None:
-    """Make both functions known to transformers; no mask is built for them."""
+    """Make both functions known to transformers; no mask is built for them. Rows may lie on several ranks."""
     from transformers import AttentionInterface
+    from transformers.integrations.flash_attention import flash_attention_forward
 
-    AttentionInterface.register(SDPA, sdpa_by_document)
-    AttentionInterface.register(VARLEN, varlen_by_document)
+    AttentionInterface.register(SDPA, over_ranks(sdpa_by_document))
+    AttentionInterface.register(VARLEN, over_ranks(varlen_by_document))
+    for name in ("flash_attention_2", "flash_attention_3"):
+        AttentionInterface.register(name, over_ranks(flash_attention_forward))
 
 
 # --- choosing by a real call -----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dtrain.data.rows import TokenRows
+from dtrain.train.sequence_parallel import SequenceShard
 
 Slots = Sequence[Sequence[int]]
 """Rows of a micro-batch on one rank: each slot is one row, or several when packed."""
@@ -30,14 +31,29 @@ class Batch:
     attention_arguments: dict[str, Any] = field(default_factory=dict)
 
 
-def flat_batch(rows: TokenRows, slots: Slots, device: torch.device, weight: float = 1.0) -> Batch:
-    """All rows of all slots behind each other in one row of tokens: no padding, documents kept apart by attention."""
+def flat_batch(
+    rows: TokenRows, slots: Slots, device: torch.device, weight: float = 1.0, shard: SequenceShard | None = None
+) -> Batch:
+    """All rows of all slots behind each other in one row of tokens: no padding, documents kept apart by attention.
+
+    With `shard` only that part of the row, filled up to equal parts by a last document that is not trained. What
+    attention is told of documents stays that of the whole row.
+    """
     order = [row for slot in slots for row in slot]
     lengths = [int(rows.lengths[row]) for row in order]
-    ids = np.concatenate([rows.ids(row) for row in order])
+    parts = [rows.ids(row) for row in order]
+    filling = -sum(lengths) % (shard.size if shard else 1)
+    if filling:
+        lengths.append(filling)
+        parts.append(np.zeros(filling, dtype=np.int32))
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    positions, targets = _trained(rows, order, starts[:-1])
-    position_ids = np.concatenate([np.arange(length) for length in lengths])
+    positions, targets = _trained(rows, order, starts[: len(order)])
+    ids, position_ids = np.concatenate(parts), np.concatenate([np.arange(length) for length in lengths])
+    if shard is not None:
+        first, last = shard.span(len(ids))
+        ids, position_ids = ids[first:last], position_ids[first:last]
+        here = slice(*np.searchsorted(positions, [first, last]))
+        positions, targets = positions[here] - first, targets[here]
     cu_seq_lens = torch.from_numpy(starts.astype(np.int32)).to(device, non_blocking=True)
     return Batch(
         ids_BT=_tensor(ids, device)[None],
@@ -49,6 +65,7 @@ def flat_batch(rows: TokenRows, slots: Slots, device: torch.device, weight: floa
             "document_lengths": tuple(lengths),
             "cu_seq_lens_q": cu_seq_lens, "cu_seq_lens_k": cu_seq_lens,
             "max_length_q": max(lengths), "max_length_k": max(lengths),
+            **({"sequence_shard": shard} if shard else {}),
         },
     )  # fmt: skip
 

@@ -26,6 +26,7 @@ from dtrain.train.lr import LearningRate
 from dtrain.train.memory import PeakMemory
 from dtrain.train.model import Layout
 from dtrain.train.ranks import Ranks
+from dtrain.train.sequence_parallel import SequenceShard
 
 SAVE, STOP = 1, 2
 """What a rank may wish for between two steps; the greatest wish of all ranks is done."""
@@ -60,6 +61,8 @@ class Training:
     layout: Layout
     filler_id: int
     memory: PeakMemory
+    shard: SequenceShard | None = None
+    """This rank's part of every row, where rows lie on several ranks."""
     eval_rows: TokenRows | None = None
     eval_micro: tuple[MicroBatch, ...] = ()
     loss_watch: LossWatch = field(default_factory=LossWatch)
@@ -81,13 +84,13 @@ class Training:
 
     def batch(self, rows: TokenRows, slots: Slots, weight: float = 1.0) -> Batch:
         if self.layout == "flat":
-            return flat_batch(rows, slots, self.ranks.device, weight)
+            return flat_batch(rows, slots, self.ranks.device, weight, self.shard)
         return padded_batch(rows, slots, self.ranks.device, self.filler_id, weight)
 
     def share_of(self, rows: TokenRows, dealt: MicroBatch) -> Batch:
         """This rank's part of a micro-batch. A rank with nothing to do computes row 0 with weight 0, so that every
         parameter has a gradient on every rank and collectives match."""
-        slots = dealt[self.ranks.rank]
+        slots = dealt[self.ranks.data_rank]
         return self.batch(rows, slots) if slots else self.batch(rows, ((0,),), weight=0.0)
 
 
@@ -184,7 +187,7 @@ def optimizer_step(run: Training, index: int, step: Step, rate: float) -> tuple[
 
 def rehearse(run: Training) -> None:
     """The longest batch forward and backward once, with weight 0: memory fails now, and nothing is learned from it."""
-    longest = run.schedule.longest(run.ranks.rank)
+    longest = run.schedule.longest(run.ranks.data_rank)
     run.beat("the rehearsal")
     with run.memory.watched():
         run.engine.set_gradient_accumulation_boundary(False)

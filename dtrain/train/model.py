@@ -18,6 +18,7 @@ from dtrain.planner.choice import Choice
 from dtrain.train import adapters, attention
 from dtrain.train.batch import flat_batch, padded_batch
 from dtrain.train.loss import LossModel
+from dtrain.train.sequence_parallel import SequenceShard
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -133,17 +134,25 @@ def draw_weights(model: Any, seed: int) -> None:
 
 
 def decide_layout(
-    run: LossModel, forward: nn.Module, config: Config, device: torch.device, dtype: torch.dtype
-) -> Layout:
+    run: LossModel, forward: nn.Module, config: Config, device: torch.device, dtype: torch.dtype,
+    shard: SequenceShard | None = None,
+) -> Layout:  # fmt: skip
     """Flat where the self-test shows that documents stay apart (nearly all models), else padded, and then not packed.
 
-    Raises BadInput where rows are to be packed and would see each other, or where the head is not understood.
+    Raises BadInput where rows are to be packed and would see each other, where a row over several ranks does not give
+    what it gives on one, or where the head is not understood.
     """
     allowed = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}[dtype]
     name = type(run.model).__name__
-    flat = self_test(run, forward, "flat", device) if _replaceable(type(run.model)) else math.inf
+    flat = self_test(run, forward, "flat", device, shard) if _replaceable(type(run.model)) else math.inf
     if flat <= allowed:
         return "flat"
+    if shard is not None:
+        raise BadInput(
+            f"two documents in a row over {shard.size} ranks give another loss than each alone on one: {name} does "
+            "more between tokens than the attention that can be shared out",
+            key="sequence_parallel_size", value=shard.size, fix="set `sequence_parallel_size: 1`",
+        )  # fmt: skip
     if config.sample_packing:
         raise BadInput(
             f"in the attention of {name} packed rows would see each other (the self-test of two documents in one row "
@@ -182,19 +191,23 @@ class _TwoDocuments:
         return 2
 
 
-def self_test(run: LossModel, forward: nn.Module, layout: Layout, device: torch.device) -> float:
+def self_test(
+    run: LossModel, forward: nn.Module, layout: Layout, device: torch.device, shard: SequenceShard | None = None
+) -> float:
     """How far (relative) the loss of two documents in one micro-batch is from what the model itself gives each alone.
 
-    Sees attention that leaks between documents, a wrong position, and a head that shapes its logits differently.
+    Sees attention that leaks between documents, a wrong position, and a head that shapes its logits differently; with
+    `shard`, also what goes wrong between the ranks of a row: each computes the documents alone by itself.
     `forward` is what is called (the engine), so that ZeRO-3 gathers. NaN comes back as infinity.
     """
     rows: Any = _TwoDocuments(run.model.config.get_text_config().vocab_size)
     if layout == "flat":
-        batch = flat_batch(rows, [(0, 1)], device)
+        batch = flat_batch(rows, [(0, 1)], device, shard=shard)
     else:
         batch = padded_batch(rows, [(0,), (1,)], device, filler_id=0)
     with adapters.evaluating(forward):
-        together = forward(batch).item()
+        loss = forward(batch)
+        together = (loss if shard is None else shard.total(loss)).item()
         alone = 0.0
         for row in (0, 1):
             ids = torch.from_numpy(rows.ids(row).astype(np.int64)).to(device)[None]

@@ -24,10 +24,21 @@ class Ranks:
     device: torch.device
     control: Any = None
     """A gloo group for small facts, so that the device is never waited for; None when alone."""
+    on_one_row: int = 1
+    """Neighbouring ranks that work on the same rows together, each on its part."""
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def data_ranks(self) -> int:
+        """Groups of ranks that see different rows."""
+        return self.world // self.on_one_row
+
+    @property
+    def data_rank(self) -> int:
+        return self.rank // self.on_one_row
 
     def any(self, flag: bool) -> bool:
         """True on every rank when it is true on one."""
@@ -67,11 +78,12 @@ def with_own_group(ranks: Ranks) -> Ranks:
     return replace(ranks, control=torch.distributed.new_group(backend="gloo", timeout=FOR_THREADS))
 
 
-def from_environment() -> Ranks:
+def from_environment(on_one_row: int = 1) -> Ranks:
     """What torchrun told this process, before any process group."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    return Ranks(int(os.environ.get("RANK", "0")), local_rank, int(os.environ.get("WORLD_SIZE", "1")), device)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return Ranks(rank, local_rank, world, device, on_one_row=on_one_row)
 
 
 def join(ranks: Ranks) -> Ranks:
@@ -92,4 +104,4 @@ def join(ranks: Ranks) -> Ranks:
     backend = "nccl" if ranks.device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, auto_mpi_discovery=False, verbose=False)
     control = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT) if ranks.world > 1 else None
-    return Ranks(ranks.rank, ranks.local_rank, ranks.world, ranks.device, control)
+    return replace(ranks, control=control)

@@ -35,6 +35,7 @@ from dtrain.train.model import DTYPES, decide_layout, load_model
 from dtrain.train.partitions import undo_dry_step
 from dtrain.train.ranks import Ranks
 from dtrain.train.saver import Outcome, Saver
+from dtrain.train.sequence_parallel import shard_of
 from dtrain.train.signals import StopFlag
 from dtrain.train.worker import INTERRUPTED, StateFile, Voice, wait_for_data
 
@@ -54,11 +55,11 @@ class Rank:
 
 def execute(paths: RunPaths, config: Config, choice: Choice, plan: dict[str, Any], stop: StopFlag) -> int:
     """The whole run of this rank: 0 when the model is written, 75 when it was asked to stop and has saved."""
-    alone = ranks.from_environment()
+    alone = ranks.from_environment(on_one_row=choice.sequence_parallel_size)
     state = StateFile(paths.state, alone.is_first)
     state.stage("starting")
     prepared = open_prepared(wait_for_data(paths, stop))
-    schedule = schedule_of(config, choice, prepared, alone.world)
+    schedule = schedule_of(config, choice, prepared, alone.data_ranks)
     state.steps = schedule.steps
     rank = Rank(paths, config, choice, plan, ranks.join(alone), state, Voice(alone.is_first))
     state.stage("loading")
@@ -81,10 +82,10 @@ def execute(paths: RunPaths, config: Config, choice: Choice, plan: dict[str, Any
     return 0
 
 
-def schedule_of(config: Config, choice: Choice, prepared: Prepared, world: int) -> Schedule:
+def schedule_of(config: Config, choice: Choice, prepared: Prepared, data_ranks: int) -> Schedule:
     return make_schedule(
         prepared.train.lengths, prepared.train.trained, window=choice.sequence_len, packing=config.sample_packing,
-        shuffle=config.shuffle, seed=config.seed, world=world, micro_batch_size=choice.micro_batch_size,
+        shuffle=config.shuffle, seed=config.seed, world=data_ranks, micro_batch_size=choice.micro_batch_size,
         accumulation=choice.gradient_accumulation_steps, epochs=config.num_epochs, max_steps=config.max_steps,
     )  # fmt: skip
 
@@ -112,12 +113,13 @@ def build(rank: Rank, prepared: Prepared, schedule: Schedule) -> tuple[Training,
     )
     undo_dry_step(optimizer)
     progress = resume(rank, checkpoint.States(model, optimizer, choice.zero_stage))
-    layout = decide_layout(loss_model, with_engine, config, device, DTYPES[choice.precision])
+    shard = shard_of(rank.ranks, choice.sequence_parallel_size)
+    layout = decide_layout(loss_model, with_engine, config, device, DTYPES[choice.precision], shard)
     if layout == "padded":
         rank.say(f"{type(model).__name__} cannot keep documents of one row apart: rows are padded side by side")
     run = Training(
         config=config, choice=choice, engine=with_engine, optimizer=optimizer, ranks=rank.ranks, rows=prepared.train,
-        schedule=schedule, learning_rate=learning_rate(config, schedule.steps), layout=layout,
+        schedule=schedule, learning_rate=learning_rate(config, schedule.steps), layout=layout, shard=shard,
         filler_id=tokenizer.pad_token_id or 0, memory=PeakMemory(device), eval_rows=prepared.eval,
         eval_micro=held_out(rank, prepared),
         eval_every=config.eval_steps or every(config.evals_per_epoch, schedule),
@@ -133,7 +135,7 @@ def held_out(rank: Rank, prepared: Prepared) -> tuple[MicroBatch, ...]:
     config, choice = rank.config, rank.choice
     packing = config.sample_packing if config.eval_sample_packing is None else config.eval_sample_packing
     micro_batch = config.eval_batch_size or choice.micro_batch_size
-    return eval_batches(prepared.eval.lengths, rank.ranks.world, micro_batch, choice.sequence_len, packing)
+    return eval_batches(prepared.eval.lengths, rank.ranks.data_ranks, micro_batch, choice.sequence_len, packing)
 
 
 def engine_config(rank: Rank, steps: int) -> dict[str, Any]:
@@ -267,8 +269,8 @@ def finish(
 
 
 def longest_tokens(rank: Rank, prepared: Prepared, run: Training) -> int:
-    """Of this rank's longest micro-batch: what the measured peak is for."""
-    slots = run.schedule.longest(rank.ranks.rank)
+    """Of this rank's longest micro-batch, over all ranks that share it: what the measured peak is for."""
+    slots = run.schedule.longest(rank.ranks.data_rank)
     return sum(int(prepared.train.lengths[row]) for slot in slots for row in slot)
 
 

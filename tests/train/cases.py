@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from dtrain.train.memory import PeakMemory
 from dtrain.train.model import DTYPES, decide_layout, load_model
 from dtrain.train.partitions import undo_dry_step
 from dtrain.train.saver import Saver
+from dtrain.train.sequence_parallel import shard_of
 
 WINDOW = 64
 VOCAB = 256
@@ -54,6 +55,7 @@ class Case:
     layout: str = "flat"
     cross_entropy: str = "chunked"
     attention: str = "sdpa"
+    sequence_parallel: int = 1
     rows: int = 50
     save_at: int | None = None
     """Write a checkpoint after this step, into `folder`."""
@@ -118,8 +120,9 @@ def choice_of(case: Case, world: int) -> Choice:
     return Choice(
         zero_stage=case.zero_stage, offload_optimizer=case.offload, offload_params="none",  # type: ignore[arg-type]
         micro_batch_size=case.micro_batch_size, gradient_accumulation_steps=case.accumulation,
-        global_batch_size=case.micro_batch_size * case.accumulation * world,
-        gradient_checkpointing=case.checkpointing, sequence_parallel_size=1, attention=case.attention,  # type: ignore[arg-type]
+        global_batch_size=case.micro_batch_size * case.accumulation * world // case.sequence_parallel,
+        gradient_checkpointing=case.checkpointing, attention=case.attention,  # type: ignore[arg-type]
+        sequence_parallel_size=case.sequence_parallel,
         cross_entropy=case.cross_entropy, precision=case.precision, optimizer=case.optimizer, adapter=None,  # type: ignore[arg-type]
         sequence_len=WINDOW,
     )  # fmt: skip
@@ -145,6 +148,8 @@ def rates(case: Case) -> LearningRate:
 
 def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
     config, choice, rows = config_of(case, folder), choice_of(case, ranks.world), Rows(case.rows)
+    ranks = replace(ranks, on_one_row=case.sequence_parallel)
+    shard = shard_of(ranks, case.sequence_parallel)
     told = engine.deepspeed_config(config, choice, 200_000, ZeroBuckets())
     model = load_model(config, choice, folder, VOCAB, case.attention, told)
     loss_model = LossModel(model, case.cross_entropy)
@@ -165,7 +170,7 @@ def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
         assert found is not None
         checkpoint.load(states, found, ranks)
         progress = found.progress
-    assert decide_layout(loss_model, with_engine, config, ranks.device, DTYPES[case.precision]) == "flat"
+    assert decide_layout(loss_model, with_engine, config, ranks.device, DTYPES[case.precision], shard) == "flat"
     lines: list[dict[str, Any]] = []
     saver = Saver(states, paths, ranks, checkpoint.Keep(), {}, print)
 
@@ -175,9 +180,10 @@ def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
 
     run = Training(
         config=config, choice=choice, engine=with_engine, optimizer=optimizer, ranks=ranks, rows=rows,  # type: ignore[arg-type]
-        schedule=schedule_of(case, rows, ranks.world), learning_rate=rates(case), layout=case.layout, filler_id=0,  # type: ignore[arg-type]
+        schedule=schedule_of(case, rows, ranks.data_ranks), learning_rate=rates(case), layout=case.layout, filler_id=0,  # type: ignore[arg-type]
+        shard=shard,
         memory=PeakMemory(ranks.device), eval_rows=rows, save_every=case.save_at,  # type: ignore[arg-type]
-        eval_every=case.eval_every, eval_micro=held_out(case, rows, ranks.world), log=lines.append, save=save,
+        eval_every=case.eval_every, eval_micro=held_out(case, rows, ranks.data_ranks), log=lines.append, save=save,
     )  # fmt: skip
     train(run, progress)
     saver.wait()
