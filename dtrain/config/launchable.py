@@ -29,7 +29,6 @@ def _not_of(*values: str) -> Callable[[Any], bool]:
 NOT_YET: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # key, what launch cannot do with it, what it can
     ("plan_as", _is_set, "leave plan_as out: it describes another framework, to plan for it"),
     ("load_in_8bit", _is_set, "load_in_8bit: false"),
-    ("sequence_parallel_size", _above_one, "sequence_parallel_size: 1"),
     ("tensor_parallel_size", _above_one, "tensor_parallel_size: 1"),
     ("tiled_mlp", _is_set, "tiled_mlp: false"),
     ("torch_compile", _is_set, "torch_compile: false"),

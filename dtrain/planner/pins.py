@@ -11,6 +11,7 @@ from dtrain.errors import BadInput, BadInputs
 from dtrain.hardware.profiles import Profile
 from dtrain.models.facts import ModelFacts
 from dtrain.planner.choice import Precision
+from dtrain.planner.parallel import parallel_errors
 
 Offload = Literal["none", "cpu", "nvme"]
 Checkpointing = Literal["none", "full", "selective", "offload"]
@@ -43,7 +44,7 @@ class Space:
 def space_of(loaded: Loaded, profile: Profile, facts: ModelFacts) -> Space:
     """BadInputs with everything that cannot be planned."""
     config = loaded.config
-    errors = [*_parallel_errors(loaded, facts), *_adapter_errors(loaded)]
+    errors = [*parallel_errors(loaded, facts), *_adapter_errors(loaded)]
     if errors:
         raise BadInputs(errors)
     return Space(
@@ -122,22 +123,6 @@ def precision_of(loaded: Loaded, profile: Profile) -> Precision:
 
 
 # --- contradictions -----------------------------------------------------------------------------------------------
-
-
-def _parallel_errors(loaded: Loaded, facts: ModelFacts) -> list[BadInput]:
-    errors = []
-    for key in ("sequence_parallel_size", "tensor_parallel_size"):
-        size = getattr(loaded.config, key)
-        if facts.heads % size:
-            allowed = ", ".join(str(one) for one in range(1, facts.heads + 1) if facts.heads % one == 0)
-            message = f"{facts.heads} attention heads cannot be divided by {size}"
-            errors.append(_at(loaded, key, message, size, "choose a divisor of the heads", allowed))
-    window, ways = loaded.config.sequence_len, loaded.config.sequence_parallel_size
-    if window % ways:
-        message = f"a window of {window} tokens cannot be divided by {ways}"
-        fix = f"sequence_len: {-(-window // ways) * ways}"
-        errors.append(_at(loaded, "sequence_len", message, window, fix))
-    return errors
 
 
 def _adapter_errors(loaded: Loaded) -> list[BadInput]:

@@ -69,8 +69,9 @@ def clips_itself(choice: Choice) -> bool:
     return choice.zero_stage == 0 and choice.precision in ("fp32", "tf32")
 
 
-OURS = ("optimizer", "scheduler", "gradient_clipping")
-"""Sections of a DeepSpeed file that the loop owns. Their values were compared with the config's when it was read."""
+OURS = ("optimizer", "scheduler", "gradient_clipping", "train_batch_size")
+"""Sections of a DeepSpeed file that the loop owns. Their values were compared with the config's when it was read.
+DeepSpeed would count a row once for each rank it lies on."""
 
 
 def merged_with_file(built: Mapping[str, Any], said: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -67,13 +67,12 @@ def test_evaluations_without_data_are_told(config: Any) -> None:
 
 def test_launch_refuses_what_only_a_plan_can_do(config: Any) -> None:
     loaded = config(
-        "load_in_8bit: true\nadapter: lora\nsequence_parallel_size: 2\noptimizer: muon\nattention: flex\n"
+        "load_in_8bit: true\nadapter: lora\ntensor_parallel_size: 1\noptimizer: muon\nattention: flex\n"
         "gradient_checkpointing: offload\nplan_as: {sharding: fsdp2}\noffload_params: nvme\n"
     )
     found = {error.key: error for error in launch_refusals(loaded)}
     assert set(found) == {
         "load_in_8bit",
-        "sequence_parallel_size",
         "optimizer",
         "attention",
         "gradient_checkpointing",

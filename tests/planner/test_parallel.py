@@ -1,0 +1,52 @@
+"""What cannot be split over ranks is refused at plan time, by name and with a way out."""
+
+from __future__ import annotations
+
+import pytest
+
+from dtrain.errors import BadInput, BadInputs
+from dtrain.models.read import FAMILIES
+from dtrain.planner.parallel import OWN_ATTENTION, rope_problem
+from tests.planner.test_bad_input import TINY, plan
+
+
+def refused(*lines: str, model: str = TINY) -> dict[str | None, str]:
+    with pytest.raises((BadInput, BadInputs)) as caught:
+        plan(*lines, model=model)
+    errors = caught.value.errors if isinstance(caught.value, BadInputs) else [caught.value]
+    assert all(error.fix for error in errors)
+    return {error.key: str(error) for error in errors}
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "words"),
+    [
+        (("sequence_parallel_size: 3",), "sequence_parallel_size", "32 attention heads cannot be divided by 3"),
+        (("sequence_parallel_size: 2", "attention: eager"), "attention", "documents would not be kept apart"),
+        (("sequence_parallel_size: 8", "sequence_len: 4"), "sequence_len", "fewer than one"),
+        (("sequence_parallel_size: 16",), "sequence_parallel_size", "8 GPUs cannot be split into groups of 16"),
+    ],
+)
+def test_sequence_parallel_that_cannot_be(lines: tuple[str, ...], key: str, words: str) -> None:
+    assert words in refused(*lines)[key]
+
+
+def test_a_window_need_not_divide_and_kv_heads_may_be_fewer_than_ranks() -> None:
+    made = plan("sequence_parallel_size: 8", "sequence_len: 4001", "micro_batch_size: 1")
+    assert made.facts.kv_heads == 4
+    assert made.choice.sequence_parallel_size == 8
+    assert made.choice.global_batch_size == 1
+
+
+def test_positions_that_depend_on_the_length_at_hand() -> None:
+    assert rope_problem({"rope_scaling": {"type": "dynamic", "factor": 2.0}})
+    assert rope_problem({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}})
+    assert rope_problem({"rope_scaling": {"rope_type": "llama3"}, "rope_parameters": {"rope_theta": 1e4}}) is None
+    assert rope_problem({"rope_scaling": None}) is None
+
+
+def test_the_families_with_attention_of_their_own_are_those_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    names = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    fixed = {one for one in FAMILIES if not getattr(transformers, names[one])._supports_attention_backend}
+    assert fixed == OWN_ATTENTION
