@@ -50,9 +50,8 @@ def _sequence(loaded: Loaded, facts: ModelFacts) -> Iterator[BadInput]:
     if facts.family == "gpt_oss":
         message = "gpt_oss has a learned sink for each head, which the attention that is shared out does not know"
         yield _at(loaded, key, message, size, alone)
-    message = rope_problem(facts.config)
-    if message:
-        yield _at(loaded, key, message, size, alone)
+    if problem := rope_problem(facts.config):
+        yield _at(loaded, key, problem, size, alone)
 
 
 def rope_problem(model_config: Mapping[str, Any]) -> str | None:
