@@ -21,8 +21,6 @@ from dtrain.planner.memory import Blocks
 from dtrain.planner.setup import DTYPE_BYTES, Setup
 from dtrain.units import GIB
 
-TRACED_CHECKPOINTING = ("none", "full")
-
 
 @dataclass(frozen=True)
 class TraceTerm:
@@ -59,9 +57,9 @@ def trace_all(layouts: Sequence[tuple[Setup, Mapping[str, Any]]]) -> list[list[T
 
 def spec_of(setup: Setup, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the child is told. BadInput for what the trace does not cover."""
-    if setup.adapter is not None or setup.checkpointing not in TRACED_CHECKPOINTING or not config:
+    if setup.adapter is not None or not config:
         raise BadInput(
-            "the trace covers full training with gradient_checkpointing none or full, of a model whose config is known",
+            "the trace covers full training of a model whose config is known",
             key="--trace",
             fix="plan without --trace",
         )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dtrain.train import attention
+from dtrain.train import attention, recompute
 from dtrain.train.batch import Batch
 from dtrain.train.live_bytes import LiveBytes
 from dtrain.train.loss import LossModel
@@ -84,8 +84,8 @@ def _model(spec: Mapping[str, Any]) -> Any:
     )
     model.train()
     model.config.use_cache = False
-    if spec["checkpointing"] == "full":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if spec["checkpointing"] != "none":
+        recompute.enable(model, spec["checkpointing"])
     return model
 
 

@@ -69,6 +69,8 @@ class Case:
     adapter: str | None = None
     four_bit: bool = False
     dora: bool = False
+    persistence: int = 100
+    """Parameters of at least so many elements are sharded at stage 3: all but the norms'."""
     plain: bool = False
     """No DeepSpeed: a PyTorch loop over single rows, the reference of all others."""
 
@@ -150,7 +152,7 @@ def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
     config, choice, rows = config_of(case, folder), choice_of(case, ranks.world), Rows(case.rows)
     ranks = replace(ranks, on_one_row=case.sequence_parallel)
     shard = shard_of(ranks, case.sequence_parallel)
-    told = engine.deepspeed_config(config, choice, 200_000, ZeroBuckets())
+    told = engine.deepspeed_config(config, choice, 200_000, ZeroBuckets(persistence=case.persistence))
     model = load_model(config, choice, folder, VOCAB, case.attention, told)
     loss_model = LossModel(model, case.cross_entropy)
     if case.zero_stage == 3:
