@@ -45,11 +45,13 @@ class Heart:
         self._limit_seconds = limit_seconds
         self._count = 0
         self.step = 0
+        self.place = "loading"
 
     def beat(self, place: str, step: int | None = None, watched: bool = True) -> None:
         """This rank got on to `place` of a step (None: the same one). Not `watched`: what comes may take any time."""
         self._count += 1
         self.step = self.step if step is None else step
+        self.place = place
         limit = self._limit_seconds if watched else 0.0
         _FORM.pack_into(self._memory, 0, self._count, time.monotonic(), limit, self.step, place.encode()[:88])
 

@@ -23,6 +23,8 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
+        self.failed_at: int | None = None
+        """Bytes alive when an operation inside raised: memory may have been what it lacked."""
         self._known: dict[int, tuple[int, weakref.ref[Any]]] = {}
 
     def __enter__(self) -> LiveBytes:
@@ -34,7 +36,11 @@ class LiveBytes(TorchDispatchMode):
         return self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        try:
+            out = func(*args, **(kwargs or {}))
+        except BaseException:
+            self.failed_at = self.now
+            raise
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
                 self._see(leaf)

@@ -17,6 +17,7 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._cpu_peak_bytes = 0
+        self._cpu_failed_at: int | None = None
 
     @contextmanager
     def watched(self, really: bool = True) -> Iterator[None]:
@@ -29,6 +30,14 @@ class PeakMemory:
                 yield
         finally:
             self._cpu_peak_bytes = max(self._cpu_peak_bytes, live.peak)
+            self._cpu_failed_at = live.failed_at
+
+    def when_it_failed_gib(self, asked_gib: float) -> float:
+        """Allocated when the last operation failed, asking for so much; where that was not seen, the peak was not
+        passed."""
+        if self.device.type == "cuda" or self._cpu_failed_at is None:
+            return max(0.0, self.figures()["allocated_gib"] - asked_gib)
+        return gib(self._cpu_failed_at)
 
     def figures(self) -> dict[str, float]:
         """`allocated_gib` and `reserved_gib` so far. On a CPU both are the live tensor bytes seen while watched."""

@@ -46,7 +46,8 @@ def main(folder: Path) -> int:
         tell(paths, rank, error.as_json())
         return error.exit_code
     except Exception as error:
-        tell(paths, rank, RunFailed(f"{type(error).__name__}: {error}").as_json())
+        told = getattr(error, "told", None)  # of OutOfMemory, whose room loads torch
+        tell(paths, rank, told or RunFailed(f"{type(error).__name__}: {error}").as_json())
         return 1
 
 

@@ -1,0 +1,110 @@
+"""A run was out of memory: the next layout, with what the failure taught. Global batch and window stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from dtrain.config.origins import Loaded
+from dtrain.errors import BadInput
+from dtrain.hardware.profiles import Profile
+from dtrain.models.facts import ModelFacts
+from dtrain.planner.choice import Choice
+from dtrain.planner.measured import Bias
+from dtrain.planner.nearest import MEMORY_KEYS
+from dtrain.planner.plan import Plan, make_plan
+
+LAYOUT_KEYS = ("micro_batch_size", *MEMORY_KEYS)
+"""Keys of the config that change how a step is computed, and not what it computes."""
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """What one rank held and asked for when memory ran out, counted as `peak_allocated` is."""
+
+    had_gib: float
+    asked_gib: float
+    """0 where the error does not tell."""
+    place: str
+    """Where in a step; `loading` before there was one."""
+    step: int
+    """Optimizer steps done."""
+
+    @property
+    def needed_gib(self) -> float:
+        """At least: what would have come after is not known."""
+        return self.had_gib + self.asked_gib
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Shortage:
+        """A missing key is a KeyError."""
+        return cls(*(told[name] for name in cls.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A config on a machine, as a run has it."""
+
+    loaded: Loaded
+    profile: Profile
+    facts: ModelFacts
+    plan: Mapping[str, Any]
+    """plan.json."""
+
+    @property
+    def choice(self) -> Choice:
+        return Choice.from_json(self.plan["choice"])
+
+
+def next_plan(layout: Layout, shortage: Shortage) -> Plan | None:
+    """The best layout within what the rank really had: first another micro-batch, then all that changes no result.
+
+    None where nothing fits, and where a DeepSpeed file of the person's own fixes the layout.
+    """
+    if layout.loaded.config.deepspeed is not None:
+        return None
+    profile, bias = _as_shown(layout, shortage)
+    for freed in _freed(layout):
+        config = layout.loaded.config.model_copy(update=freed)
+        try:
+            plan = make_plan(replace(layout.loaded, config=config), profile, layout.facts, bias=bias)
+        except BadInput:  # it contradicts something else in the file
+            continue
+        if plan.within_headroom and plan.choice != layout.choice:
+            return plan
+    return None
+
+
+def _as_shown(layout: Layout, shortage: Shortage) -> tuple[Profile, Bias]:
+    """The card with no more memory than could be had, and plans as much too low as this one was."""
+    memory, before = layout.plan["memory_gib"], layout.plan.get("bias", {})
+    planned = memory["peak_allocated"]
+    ratio = max(1.0, shortage.needed_gib / planned)
+    beside = memory["peak_reserved"] / planned * shortage.had_gib + memory["peak_smi"] - memory["peak_reserved"]
+    gpu = replace(layout.profile.gpu, memory_gib=min(layout.profile.gpu.memory_gib, beside))
+    words = (
+        f"memory: {shortage.had_gib:.3g} GiB could be had where {shortage.needed_gib:.3g} were needed, × {ratio:.2f}"
+    )
+    bias = Bias(before.get("memory", 1.0) * ratio, before.get("time", 1.0), before.get("runs", 0), words)
+    return replace(layout.profile, gpu=gpu), bias
+
+
+def _freed(layout: Layout) -> Iterator[dict[str, Any]]:
+    """Changes of the config, the nearest first."""
+    same_batch = same_global_batch(layout.choice) | {"micro_batch_size": "auto"}
+    yield same_batch
+    yield same_batch | dict.fromkeys(MEMORY_KEYS, "auto")
+
+
+def same_global_batch(choice: Choice) -> dict[str, Any]:
+    """The batch of an optimizer step as it was, however it is split."""
+    return {"global_batch_size": choice.global_batch_size, "batch_size": None, "gradient_accumulation_steps": None}
+
+
+def changes(before: Choice, after: Choice) -> dict[str, Any]:
+    """Config keys that make the one layout the other, beside an unchanged global batch."""
+    return {key: getattr(after, key) for key in LAYOUT_KEYS if getattr(after, key) != getattr(before, key)}
