@@ -58,7 +58,7 @@ class ActivationKey:
     dropout: bool
     packed: bool
     tiled_mlp: bool
-    ulysses: bool
+    sequence_parallel: int
     frozen_keeps: bool
     quantised: bool
     fp32_routing: bool
@@ -82,7 +82,7 @@ class ActivationKey:
             dropout=bool(adapter and adapter.dropout),
             packed=setup.packed,
             tiled_mlp=setup.tiled_mlp,
-            ulysses=setup.sequence_parallel_size > 1,
+            sequence_parallel=setup.sequence_parallel_size,
             frozen_keeps=setup.frozen_keeps_inputs,
             quantised=setup.dtypes.frozen in ("nf4", "int8"),
             fp32_routing=setup.fp32_routing,

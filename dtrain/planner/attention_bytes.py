@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from dtrain.models.facts import Layer, ModelFacts
 from dtrain.planner.activation_key import ActivationKey, parts_of
 from dtrain.planner.norm_bytes import norm_saved
@@ -21,15 +23,21 @@ def attention_saved(key: ActivationKey, layer: Layer) -> float:
     query, key_value = facts.heads * facts.head_dim / tp, facts.kv_heads * facts.head_dim / tp
     parts = parts_of(facts, layer)
     kept = facts.hidden_size * key.keeps_input(*parts.attention)
-    kept += key.width * (query + 2 * key_value) + attention_core(key) / tp
+    kept += key.width * (query + 2 * attended_keys(key)) + attention_core(key) / tp
     if facts.qk_norm != "none":
         kept += (query + key_value) * norm_saved(key)
     if len(parts.attention) == 1 and facts.family not in WITHOUT_ROTARY:
         kept += key.width * (query + key_value)  # v is a view into the fused product, which stays whole
-    copies = int(key.ulysses) + int(_documents_apart(key) or partly_rotary(facts))
+    copies = int(key.sequence_parallel > 1) + int(_documents_apart(key) or partly_rotary(facts))
     copies += int(not key.trained and key.frozen_keeps and key.quantised)
     kept += copies * key.width * query  # the output again: from the all-to-all, joined, or laid out for o_proj
     return kept + _band(key, layer)
+
+
+def attended_keys(key: ActivationKey) -> float:
+    """Elements per token of the keys (or values) that attention sees. With more sequence-parallel ranks than heads,
+    each head is repeated until every rank has one (deepspeed ulysses_sp.py, dtrain/train/sequence_parallel.py)."""
+    return math.lcm(key.facts.kv_heads, key.sequence_parallel) * key.facts.head_dim / key.tensor_parallel
 
 
 def _documents_apart(key: ActivationKey) -> bool:
@@ -92,11 +100,11 @@ def attention_dropout(facts: ModelFacts) -> float:
 def attention_working(key: ActivationKey) -> float:
     """Gradients of q, k, v and the output; on a GPU, flash kernels sum dq in fp32 and dk, dv per query head."""
     facts, tp = key.facts, key.tensor_parallel
-    query, key_value = facts.heads * facts.head_dim / tp, facts.kv_heads * facts.head_dim / tp
+    query, key_value = facts.heads * facts.head_dim / tp, attended_keys(key)
     gradients = key.width * (facts.hidden_size + 2 * query + 2 * key_value)
     if not key.on_cpu:
         gradients += 4 * query + (2 * key.width * query if facts.kv_heads < facts.heads else 0.0)
-    if key.ulysses:  # sent and received copies of the all-to-alls
+    if key.sequence_parallel > 1:  # sent and received copies of the all-to-alls
         gradients += 2 * key.width * (query + 2 * key_value)
     return gradients + scores_working(key)
 
