@@ -33,7 +33,6 @@ NOT_YET: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # key, what lau
     ("tiled_mlp", _is_set, "tiled_mlp: false"),
     ("torch_compile", _is_set, "torch_compile: false"),
     ("fp8", _is_set, "fp8: false, and bf16: auto"),
-    ("gradient_checkpointing", _one_of("selective", "offload"), "gradient_checkpointing: full"),
     ("cross_entropy", _one_of("compiled", "fused"), "cross_entropy: auto"),
     ("attention", _one_of("flex", "flash_attention_3"), "attention: auto"),
     ("offload_optimizer", _one_of("nvme"), "offload_optimizer: cpu"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dtrain.models.facts import Layer
+from dtrain.models.facts import Layer, Linear
 from dtrain.planner.activation_key import ActivationKey, parts_of
 from dtrain.planner.attention_bytes import attention_core, attention_saved, attention_working, scores_working
 from dtrain.planner.norm_bytes import keeps_norm_input, norm_working, norms_saved
@@ -26,6 +26,8 @@ class LayerBytes:
     """Kept from forward to backward without checkpointing, its input counted once."""
     selective: float
     """Kept under the selective policy: attention outputs and every second matmul's output."""
+    reused: float
+    """Of `selective`, what takes the place of its like in `saved` while the block is recomputed."""
     working: float
     """Alive beside `saved` while its backward runs: gradients of intermediates."""
     shared: float
@@ -34,7 +36,7 @@ class LayerBytes:
     """Alive beside its input while its forward runs without keeping anything."""
 
 
-NO_LAYER = LayerBytes(0, 0, 0, 0, 0, 0)
+NO_LAYER = LayerBytes(0, 0, 0, 0, 0, 0, 0)
 
 
 @lru_cache(maxsize=65536)
@@ -42,10 +44,12 @@ def layer_bytes(key: ActivationKey, layer: Layer) -> LayerBytes:
     """The tensors of one block; see the module's docstring."""
     stream = key.width * key.facts.hidden_size
     saved = attention_saved(key, layer) + _mlp_saved(key, layer) + norms_saved(key, layer)
+    selective, reused = _selective_saved(key, layer)
     return LayerBytes(
         input=stream,
         saved=saved,
-        selective=stream + _selective_saved(key, layer),
+        selective=stream + selective,
+        reused=reused,
         working=_working(key, layer),
         shared=stream if keeps_norm_input(key) else 0.0,
         forward=forward_working(key, layer),
@@ -84,12 +88,22 @@ def _activation_kept(key: ActivationKey) -> float:
     return key.width
 
 
-def _selective_saved(key: ActivationKey, layer: Layer) -> float:
-    """torchtitan's per-op policy: outputs of attention and of every second matmul, in the order they run."""
+def _selective_saved(key: ActivationKey, layer: Layer) -> tuple[float, float]:
+    """torchtitan's per-op policy: outputs of attention and of every second matmul, in the order they run; and what
+    recomputation takes of it (it ends before a block's last matmul)."""
     tp = key.tensor_parallel
-    matmuls = [one for one in layer.linears for _ in range(max(1, round(one.active)))]
-    outputs = sum(one.outputs for index, one in enumerate(matmuls) if index % 2 == 0)
-    return key.width * outputs / tp + attention_core(key) / tp
+    matmuls = _matmul_outputs(layer, parts_of(key.facts, layer).downs)
+    attention = attention_core(key) / tp
+    return key.width * sum(matmuls[::2]) / tp + attention, key.width * sum(matmuls[:-1:2]) / tp + attention
+
+
+def _matmul_outputs(layer: Layer, downs: tuple[Linear, ...]) -> list[float]:
+    """Elements per token of each matmul's output, in order. Experts are one product up, gate included, and one down."""
+    single = [one.outputs for one in layer.linears if one.count == 1]
+    experts = [one for one in layer.linears if one.count > 1]
+    up = sum(one.active * one.outputs for one in experts if one not in downs)
+    down = sum(one.active * one.outputs for one in experts if one in downs)
+    return [*single, up, down] if experts else list(single)
 
 
 def _working(key: ActivationKey, layer: Layer) -> float:

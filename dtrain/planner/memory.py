@@ -238,9 +238,11 @@ class Blocks:
         rotary = rotary_tables(setup.facts) * 2 * key.width * setup.facts.head_dim
         # a compiled block holds as much as an eager one while it is recomputed and differentiated (prime-rl's rows)
         inside = biggest.saved - biggest.shared if recomputes else 0.0
+        inside -= biggest.reused if setup.checkpointing == "selective" else 0.0
+        inside += _fetched(setup, biggest)
         return cls(
             kept=tokens * (sum(_kept_by(setup, one) * count for one, count in kinds) + last_norm + rotary),
-            forward=tokens * max(0.0, biggest.forward - last_norm) if recomputes else 0.0,
+            forward=tokens * max(0.0, biggest.forward + _fetched(setup, biggest) - last_norm) if recomputes else 0.0,
             hidden=tokens * hidden * key.width,
             last_norm=tokens * hidden * norm_working(key),
             recomputed=tokens * (inside + biggest.working - last_norm),
@@ -250,9 +252,15 @@ class Blocks:
 
 
 def _kept_by(setup: Setup, layer: LayerBytes) -> float:
-    """Bytes per token a block keeps on the card under the setup's checkpointing."""
-    ways = {"none": layer.saved, "full": layer.input, "selective": layer.selective, "offload": 0.0}
+    """Bytes per token a block keeps on the card under the setup's checkpointing. A CPU's own memory is the host's."""
+    offloaded = layer.input if setup.profile.is_cpu else 0.0
+    ways = {"none": layer.saved, "full": layer.input, "selective": layer.selective, "offload": offloaded}
     return ways[setup.checkpointing]
+
+
+def _fetched(setup: Setup, layer: LayerBytes) -> float:
+    """The input of the block that computes just now, where inputs wait in host memory."""
+    return layer.input if setup.checkpointing == "offload" and not setup.profile.is_cpu else 0.0
 
 
 def runtime_bytes(setup: Setup) -> float:
@@ -285,7 +293,7 @@ def offloaded_bytes(setup: Setup) -> float:
         held += states.trained * states.moment_bytes / (states.ranks if setup.shards_optimizer else 1)
     if setup.offload_params == "cpu":
         held += states.whole_elements * DTYPE_BYTES[setup.dtypes.compute] / states.ranks
-    if setup.checkpointing == "offload":
+    if setup.checkpointing == "offload" and not setup.profile.is_cpu:
         stream = DTYPE_BYTES[setup.dtypes.compute] * setup.facts.hidden_size
         held += stream * setup.facts.layer_count * setup.micro_batch_tokens
     return held

@@ -15,7 +15,7 @@ from torch import nn
 from dtrain.config.schema import Config
 from dtrain.errors import BadInput
 from dtrain.planner.choice import Choice
-from dtrain.train import adapters, attention
+from dtrain.train import adapters, attention, recompute
 from dtrain.train.batch import flat_batch, padded_batch
 from dtrain.train.loss import LossModel
 from dtrain.train.sequence_parallel import SequenceShard
@@ -78,10 +78,9 @@ def load_model(
             model = auto.from_pretrained(source, revision=config.revision_of_model, **told)
     if tokenizer_size > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(tokenizer_size, mean_resizing=choice.zero_stage != 3)
-    if choice.gradient_checkpointing == "full":
+    if choice.gradient_checkpointing != "none":
         said = config.gradient_checkpointing_kwargs.use_reentrant if config.gradient_checkpointing_kwargs else None
-        # without re-entry, recomputed tensors are compared with saved ones, and ZeRO-3 has freed those parameters
-        model.gradient_checkpointing_enable({"use_reentrant": choice.zero_stage == 3 if said is None else said})
+        recompute.enable(model, choice.gradient_checkpointing, said, config.lora_r if config.adapter else None)
     model.config.use_cache = False
     if config.adapter is not None:
         adapters.add(model, config, checkpointed=choice.gradient_checkpointing != "none")

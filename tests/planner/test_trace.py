@@ -44,6 +44,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 CASES = [
     *((family, "none") for family in FAMILIES),
     *((family, "full") for family in ("llama", "gemma", "phi", "qwen3_moe")),
+    *((family, "selective") for family in ("llama", "gemma", "gpt_neox", "qwen3_moe")),
+    ("llama", "offload"),
 ]
 
 

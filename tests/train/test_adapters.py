@@ -17,6 +17,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "dora": {"adapter": "lora", "dora": True},
     "qlora": {"adapter": "qlora", "four_bit": True},
 }
+CHECKPOINTING = {0: "none", 2: "selective", 3: "offload"}
 STAGES = {"lora": (0, 2, 3), "dora": (0, 2), "qlora": (0, 2)}
 
 
@@ -24,7 +25,7 @@ def cases(world: int, home: Path) -> list[Case]:
     split = {1: (4, 2), 2: (2, 2)}[world]
     found = [
         Case(
-            f"{kind} zero{stage}", stage, *split, checkpointing="full" if stage == 3 else "none",
+            f"{kind} zero{stage}", stage, *split, checkpointing=CHECKPOINTING[stage],
             save_at=3, export=True, eval_every=2, folder=str(home / f"{kind}-{stage}-{world}"), **KINDS[kind],
         )
         for kind in KINDS

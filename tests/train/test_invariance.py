@@ -38,6 +38,11 @@ def cases(world: int) -> list[Case]:
         Case("checkpointed zero2", zero_stage=2, micro_batch_size=micro, checkpointing="full"),
         Case("checkpointed zero3", zero_stage=3, micro_batch_size=micro, checkpointing="full"),
     ]
+    if world == 2:
+        others += [
+            Case(f"{kind} zero{stage}", zero_stage=stage, micro_batch_size=micro, checkpointing=kind)
+            for kind, stage in (("selective", 0), ("selective", 2), ("selective", 3), ("offload", 1), ("offload", 3))
+        ]
     if world == 4:
         others.append(Case("one row too few", zero_stage=2, micro_batch_size=2, rows=9, steps=6))
     if world == 1:
