@@ -103,9 +103,9 @@ def attention_working(key: ActivationKey) -> float:
     query, key_value = facts.heads * facts.head_dim / tp, attended_keys(key)
     gradients = key.width * (facts.hidden_size + 2 * query + 2 * key_value)
     if not key.on_cpu:
-        gradients += 4 * query + (2 * key.width * query if facts.kv_heads < facts.heads else 0.0)
-    if key.sequence_parallel > 1:  # sent and received copies of the all-to-alls
-        gradients += 2 * key.width * (query + 2 * key_value)
+        gradients += 4 * query + (2 * key.width * query if key_value < query else 0.0)
+    if key.sequence_parallel > 1:  # an all-to-all's chunks as sent, as received and laid out; one tensor at a time
+        gradients += 3 * key.width * query
     return gradients + scores_working(key)
 
 
