@@ -1,0 +1,105 @@
+"""Google Compute Engine: what is done in which order. What is said, is in gcp_request.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from dtrain.cloud.provider import TAG, Abilities, Instance, Need, NoSuchMachine, Offer, Order, ProviderError
+
+from .gcp_answer import NAME, instance_of, operation_error, region_of
+from .gcp_client import Compute
+from .gcp_offers import machines
+from .gcp_options import read_options
+from .gcp_request import Call, calls, placement_name, rule_names
+
+
+class Gcp:
+    name = NAME
+    abilities = Abilities(
+        idempotent_create=True, server_side_limit=True, shutdown_ends_billing=False, runs_user_data=True, spot=True,
+        several_nodes=True,
+    )  # fmt: skip
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        self.options = read_options(options or {})
+        self._told = dict(options or {})
+
+    def offers(self, need: Need) -> Sequence[Offer]:
+        """One for each zone that has the machine: what one cannot give the next one may."""
+        choices = machines(need)
+        found = [offer for choice in choices for offer in self._in_zones(choice, need)]
+        if not found:
+            raise NoSuchMachine(
+                f"no zone of {', '.join(need.regions) or 'this project'} has {' or '.join(c.machine for c in choices)}",
+                key="--on gcp", fix="name another region, or none",
+            )  # fmt: skip
+        return sorted(found, key=lambda offer: offer.usd_per_hour)
+
+    def requests(self, order: Order) -> Sequence[Mapping[str, Any]]:
+        return [call.as_json() for call in self._calls(order)]
+
+    def create(self, order: Order) -> Instance:
+        """Waits for the operation: only there does Google say that a zone is full."""
+        *beside, machine = self._calls(order)
+        try:
+            for call in beside:
+                self._place(call)
+            operation = self._compute.insert(machine)
+            self._refuse_failed(operation, machine)
+        except ProviderError as refused:
+            if refused.retry_seconds is None:  # nobody will ask for it again: nothing of it may stay
+                self._remove_beside(order.name, order.run_id, order.offer.region)
+            raise
+        return Instance(
+            provider=NAME, id=str(operation.target_id), name=order.name, run_id=order.run_id, node=order.node,
+            state="starting", region=order.offer.region, zone=order.offer.zone, machine=order.offer.machine,
+            attempt=order.attempt, data={"operation": operation.name},
+        )  # fmt: skip
+
+    def find(self, run_id: str | None = None) -> Sequence[Instance]:
+        found = self._compute.instances(f"labels.{TAG}={run_id}" if run_id else f"labels.{TAG}:*")
+        return [instance_of(instance, self._compute.project) for instance in found]
+
+    def destroy(self, instance: Instance) -> None:
+        if instance.zone:
+            self._compute.delete_instance(instance.zone, instance.name)
+        self._remove_beside(instance.name, instance.run_id, instance.region)
+
+    @cached_property
+    def _compute(self) -> Compute:
+        return Compute(self.options.project_or_refuse(), self.options.endpoint())
+
+    def _calls(self, order: Order) -> list[Call]:
+        return calls(order, read_options({**self._told, **order.options}))
+
+    def _in_zones(self, choice: Offer, need: Need) -> Iterator[Offer]:
+        for zone in self._compute.zones_with(choice.machine):
+            if not need.regions or zone in need.regions or region_of(zone) in need.regions:
+                yield replace(choice, region=region_of(zone), zone=zone)
+
+    def _place(self, call: Call) -> None:
+        """A rule works soon enough while the machine boots; a placement must be there before it is named."""
+        operation = self._compute.insert(call)
+        if operation is not None and call.region:
+            refused = operation_error(self._compute.wait(operation, region=call.region))
+            if refused is not None:
+                raise refused
+
+    def _refuse_failed(self, operation: Any, machine: Call) -> None:
+        """What cannot be asked now `find` tells later: the machine may well be there."""
+        try:
+            seen = self._compute.wait(operation, zone=machine.zone)
+        except ProviderError:
+            return
+        refused = operation_error(seen)
+        if refused is not None:
+            raise refused
+
+    def _remove_beside(self, machine: str, run_id: str, region: str) -> None:
+        for name in rule_names(machine):
+            self._compute.delete_rule(name)
+        if region:
+            self._compute.delete_placement(region, placement_name(run_id))

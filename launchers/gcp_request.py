@@ -1,0 +1,177 @@
+"""What is asked of Compute Engine for one machine: a pure function of the order.
+
+One machine is an instance and two firewall rules that name it alone: one lets the client's address in, one shuts out
+everybody else, also where the network's own rules would let them in. Several nodes are placed near to each other and
+let each other in.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dtrain.cloud.provider import Order
+
+from .gcp_options import GcpOptions
+
+IMAGE = "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2204-nvidia-580"
+"""Driver 580 and CUDA 12.9 on Ubuntu 22.04; supported until August 2028 (Deep Learning VM release table)."""
+CPU_IMAGE = "projects/ubuntu-os-cloud/global/images/family/ubuntu-2204-lts"
+USER = "dtrain"
+"""The guest agent makes the users that `ssh-keys` names, with sudo."""
+_NAMESPACE = uuid.UUID("6f0c4f5e-8d0e-5c1a-9d7b-2f1a4f0e6a11")
+"""Any fixed one: it only has to be ours."""
+_SHORTEST_SECONDS = 30
+"""maxRunDuration is refused below this (Compute Engine, `Limit the run time of a VM`)."""
+_OPEN_PRIORITY, _SHUT_PRIORITY = 900, 1000
+"""Lower goes first; a network's default rules have 65534."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One unary request: of which kind of resource, where, with which body."""
+
+    kind: str
+    """`instances`, `firewalls` or `resourcePolicies`: a collection of the API."""
+    project: str
+    body: Mapping[str, Any]
+    request_id: str
+    """Honoured by the API: a second request with it gives the first one's operation."""
+    zone: str = ""
+    region: str = ""
+
+    @property
+    def path(self) -> str:
+        place = f"zones/{self.zone}" if self.zone else f"regions/{self.region}" if self.region else "global"
+        return f"/compute/v1/projects/{self.project}/{place}/{self.kind}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {"method": "POST", "path": self.path, "query": {"requestId": self.request_id}, "body": self.body}
+
+
+def calls(order: Order, options: GcpOptions) -> list[Call]:
+    """In the order they are sent: what costs comes last. NoCredentials: nothing says which project pays."""
+    project, zone = options.project_or_refuse(), order.offer.zone
+    beside = [_firewall(order, options, rule) for rule in _rules(order)]
+    bodies = [("resourcePolicies", policy)] if (policy := _placement(order)) else []
+    made = [Call("firewalls", project, body, _request_id(order, body["name"])) for body in beside]
+    made += [
+        Call(kind, project, body, _request_id(order, body["name"]), region=order.offer.region) for kind, body in bodies
+    ]
+    instance = _instance(order, options, project)
+    return [*made, Call("instances", project, instance, _request_id(order, f"{zone}/{order.name}"), zone=zone)]
+
+
+def rule_names(machine: str) -> tuple[str, ...]:
+    """Of the firewall rules that a machine may have."""
+    return tuple(f"{machine}-{what}" for what in ("open", "shut", "near"))
+
+
+def placement_name(run_id: str) -> str:
+    return f"dtrain-{run_id}"
+
+
+def _request_id(order: Order, what: str) -> str:
+    return str(uuid.uuid5(_NAMESPACE, f"{order.token} {what}"))
+
+
+def _instance(order: Order, options: GcpOptions, project: str) -> dict[str, Any]:
+    zone, machine = order.offer.zone, order.offer.machine
+    instance = {
+        "name": order.name,
+        "machineType": f"zones/{zone}/machineTypes/{machine}",
+        "labels": {key: value.lower() for key, value in order.tags.items()},
+        "tags": {"items": [order.name, placement_name(order.run_id)]},
+        "scheduling": _scheduling(order),
+        "disks": [_disk(order, options)],
+        "networkInterfaces": [_network(order, options)],
+        "metadata": {"items": _metadata(order)},
+    }
+    if _is_one_of_several(order):
+        policy = f"projects/{project}/regions/{order.offer.region}/resourcePolicies/{placement_name(order.run_id)}"
+        instance["resourcePolicies"] = [policy]
+    return instance
+
+
+def _scheduling(order: Order) -> dict[str, Any]:
+    """The dead-man switch is here: whatever happens to the client, the machine is deleted after so long."""
+    return {
+        "provisioningModel": "SPOT" if order.offer.spot else "STANDARD",
+        "onHostMaintenance": "TERMINATE",
+        "automaticRestart": False,
+        "instanceTerminationAction": "DELETE",
+        "maxRunDuration": {"seconds": str(max(_SHORTEST_SECONDS, math.ceil(order.max_seconds)))},
+    }
+
+
+def _disk(order: Order, options: GcpOptions) -> dict[str, Any]:
+    image = order.image or (CPU_IMAGE if order.offer.gpu == "cpu" else IMAGE)
+    kind = options.disk_type or disk_type(order.offer.machine)
+    made = {
+        "sourceImage": image,
+        "diskSizeGb": str(order.disk_gib),
+        "diskType": f"zones/{order.offer.zone}/diskTypes/{kind}",
+        "labels": {key: value.lower() for key, value in order.tags.items()},
+    }
+    return {"boot": True, "autoDelete": True, "initializeParams": made}
+
+
+def disk_type(machine: str) -> str:
+    """a3-ultragpu and later take Hyperdisk only (Compute Engine, disk types by machine series)."""
+    return "hyperdisk-balanced" if machine.startswith(("a3-ultragpu", "a4")) else "pd-balanced"
+
+
+def _network(order: Order, options: GcpOptions) -> dict[str, Any]:
+    made: dict[str, Any] = {"network": options.network}
+    if options.subnetwork:
+        made["subnetwork"] = options.subnetwork
+    if order.offer.machine.startswith(("a3", "a4")):
+        made["nicType"] = "GVNIC"  # these series have no other
+    made["accessConfigs"] = [{"name": "External NAT", "type": "ONE_TO_ONE_NAT"}]
+    return made
+
+
+def _metadata(order: Order) -> list[dict[str, str]]:
+    """OS Login would ignore the run's key where the project turns it on."""
+    told = {
+        "startup-script": order.user_data,
+        "ssh-keys": f"{USER}:{order.public_key.strip()}",
+        "block-project-ssh-keys": "TRUE",
+        "enable-oslogin": "FALSE",
+    }
+    return [{"key": key, "value": value} for key, value in told.items()]
+
+
+def _rules(order: Order) -> list[tuple[str, dict[str, Any]]]:
+    opened, shut, near = rule_names(order.name)
+    rules: list[tuple[str, dict[str, Any]]] = [
+        (opened, {
+            "priority": _OPEN_PRIORITY, "sourceRanges": [order.client_address],
+            "allowed": [{"IPProtocol": "tcp", "ports": ["22"]}],
+        }),
+        (shut, {"priority": _SHUT_PRIORITY, "sourceRanges": ["0.0.0.0/0"], "denied": [{"IPProtocol": "all"}]}),
+    ]  # fmt: skip
+    if _is_one_of_several(order):
+        allowed = [{"IPProtocol": "all"}]
+        rules.append((near, {
+            "priority": _OPEN_PRIORITY, "sourceTags": [placement_name(order.run_id)], "allowed": allowed,
+        }))  # fmt: skip
+    return rules
+
+
+def _firewall(order: Order, options: GcpOptions, rule: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
+    name, what = rule
+    return {"name": name, "network": options.network, "direction": "INGRESS", "targetTags": [order.name], **what}
+
+
+def _placement(order: Order) -> dict[str, Any] | None:
+    if not _is_one_of_several(order):
+        return None
+    return {"name": placement_name(order.run_id), "groupPlacementPolicy": {"collocation": "COLLOCATED"}}
+
+
+def _is_one_of_several(order: Order) -> bool:
+    return int(order.offer.data.get("nodes", 1)) > 1
