@@ -192,7 +192,7 @@ def moments(setup: Setup) -> list[Moment]:
         at("load", 0.0, 0.0, 0.0, 0.0),
         at("forward", before, blocks.kept + blocks.forward, 0.0, standing),
         at("forward", before, blocks.kept + blocks.hidden, loss.forward, standing),
-        at("backward", before, blocks.kept, loss.backward, backward),
+        at("backward", before, blocks.kept, loss.backward, buffers + states.reduce_beside_loss),
         at("backward", head, blocks.kept + blocks.last_norm, 0.0, backward),
         at("backward", head, blocks.kept + blocks.recomputed, 0.0, backward),
         at("backward", end, blocks.last, 0.0, backward),

@@ -225,24 +225,30 @@ class States:
             return 0.0
         return self.trained / self.ranks * DTYPE_BYTES[setup.dtypes.gradient]
 
-    @property
-    def _fsdp_reduce(self) -> float:
-        """The largest unit's gradient as computed, and the reduce-scatter's input; the root is a unit."""
-        unit = max(self.trained_block, self.root_elements if self.setup.adapter is None else 0.0)
+    def _fsdp_reduce(self, unit: float) -> float:
+        """A unit's gradient as computed, and the reduce-scatter's input."""
         return unit * (DTYPE_BYTES[self.setup.dtypes.compute] + DTYPE_BYTES[self.setup.dtypes.reduce])
+
+    @property
+    def trained_root(self) -> float:
+        """Trained parameters of FSDP's root: embedding, head and last norm, one unit that is reduced at the very end."""
+        return self.root_elements if self.setup.adapter is None else 0.0
 
     @property
     def head_gradients(self) -> float:
         """Of the output matrix, alive while every block's activations still are.
 
         Where gradients are sharded it has left by then, unless the matrix is tied: autograd holds its first part
-        until the embedding's arrives, at the very end.
+        until the embedding's arrives, at the very end. FSDP's root waits for the end in any case.
         """
         setup = self.setup
-        held = self.facts.tied_embeddings and setup.sharding != "fsdp2"  # there it is part of the root's unit
-        if setup.adapter is not None or (setup.shards_gradients and not held):
+        if setup.adapter is not None:
             return 0.0
         matrix = self.facts.vocab_size * self.facts.hidden_size / setup.tensor_parallel_size
+        if setup.sharding == "fsdp2":
+            return matrix * DTYPE_BYTES[setup.dtypes.compute]
+        if setup.shards_gradients and not self.facts.tied_embeddings:
+            return 0.0
         size = matrix * DTYPE_BYTES[setup.dtypes.gradient]
         return size if setup.shards_gradients else min(self.gradients, size)
 
@@ -277,7 +283,7 @@ class States:
         if setup.sharding == "ddp":  # buckets hold every gradient a second time
             return self.trained * DTYPE_BYTES[setup.dtypes.reduce] if setup.ranks > 1 else 0.0
         if setup.sharding == "fsdp2":
-            return self._fsdp_reduce
+            return self._fsdp_reduce(self.trained_block)
         if setup.sharding == "zero0":
             return 0.0
         if setup.sharding == "zero3":
@@ -288,8 +294,16 @@ class States:
         return self._two_buckets + self.standing_buffers
 
     @property
+    def reduce_beside_loss(self) -> float:
+        """While the loss is differentiated: buffers that exist before the first block's gradients do."""
+        return 0.0 if self.setup.sharding in ("fsdp2", "ddp") else self.reduce_buffers
+
+    @property
     def reduce_after_backward(self) -> float:
-        """When backward has ended: stage 0 makes a flat copy of a bucket at a time, stage 3 empties its last bucket."""
+        """When backward has ended: stage 0 makes a flat copy of a bucket at a time, stage 3 empties its last bucket, FSDP
+        reduces its root."""
+        if self.setup.sharding == "fsdp2":
+            return self._fsdp_reduce(self.trained_root) + self.gathered
         if self.setup.sharding == "zero3":
             return 2 * self._bucket + self.gathered
         return self._bucket if self.setup.sharding == "zero0" and self.setup.ranks > 1 else 0.0
