@@ -15,6 +15,7 @@ from dtrain.errors import DoesNotFit, DtrainError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dtrain.launch.api import HandsOver
     from dtrain.launch.draft import Draft, Planned
     from dtrain.launch.registry import Entry
     from dtrain.show.watch import Watched
@@ -51,6 +52,7 @@ def command(
     Ctrl-C asks the run to save and stop (exit code 75; `dtrain resume` goes on); a second Ctrl-C ends it at once (130).
     The exit code is the run's: 0 done, 1 failed, 2 bad input, 3 it does not fit.
     """
+    from dtrain.launch.api import HandsOver
     from dtrain.launch.draft import draft, planned
     from dtrain.show.console import console_for
     from dtrain.show.watch import Interrupts, Watched, observer_of
@@ -67,6 +69,9 @@ def command(
     _create(drafted)
     with Interrupts() as interrupts:  # from here on Ctrl-C is for the run
         entry = _submit(drafted)
+        if isinstance(drafted.launcher, HandsOver):
+            _handed_over(entry, drafted.launcher, console, as_json)
+            return
         if not detach:
             sys.exit(watched(Watched(entry, drafted.launcher, observer_of(entry), interrupts), console, as_json))
     _detached(drafted, console, as_json)
@@ -139,6 +144,18 @@ def _detached(drafted: Draft, console: Console, as_json: bool) -> None:
         click.echo(json.dumps(document, indent=2))
         return
     print_started(drafted, console)
+
+
+def _handed_over(entry: Entry, launcher: HandsOver, console: Console, as_json: bool) -> None:
+    from dtrain.launch.api import Status
+    from dtrain.show.launching import print_next_steps
+    from dtrain.show.runs import run_json
+
+    steps = launcher.next_steps(entry.submitted())
+    print_next_steps(entry, steps, console)
+    if as_json:
+        document = {**run_json(entry, Status("pending")), "next_steps": list(steps)}
+        click.echo(json.dumps({"schema_version": 1, **document}, indent=2))
 
 
 def watched(run: Watched, console: Console, as_json: bool) -> int:

@@ -104,6 +104,14 @@ class CanKill(Protocol):
 
 
 @runtime_checkable
+class HandsOver(Protocol):
+    """An ability: a submit prepares everything, and a person starts it elsewhere. `dtrain launch` then says how and
+    returns."""
+
+    def next_steps(self, handle: Handle) -> tuple[str, ...]: ...
+
+
+@runtime_checkable
 class CanFetch(Protocol):
     """An ability: bring what a run made elsewhere into its local folder. What `dtrain fetch` asks for."""
 

@@ -10,6 +10,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from dtrain.launch.draft import Draft
+from dtrain.launch.registry import Entry
 from dtrain.units import dollars
 
 
@@ -29,6 +30,13 @@ def print_dry_run(draft: Draft, problems: Sequence[str], console: Console) -> No
         console.print(f"price: {dollars(draft.rendered.usd_per_hour)} an hour")
     for problem in problems:
         console.print(Text(f"would be refused now: {problem}", style="yellow"), soft_wrap=True)
+
+
+def print_next_steps(entry: Entry, steps: Sequence[str], console: Console) -> None:
+    """Of a run that a person starts elsewhere."""
+    console.print(Text(f"Ready: {entry.id} ({entry.name}). Nothing runs until you do this:"), soft_wrap=True)
+    for number, step in enumerate(steps, 1):
+        console.print(Text(f"  {number}. {step}"), soft_wrap=True)
 
 
 def print_started(draft: Draft, console: Console) -> None:
