@@ -16,14 +16,15 @@ from typing import Any
 import deepspeed
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from dtrain.config.schema import Config
 from dtrain.data.schedule import MicroBatch, Schedule, eval_batches, make_schedule
+from dtrain.errors import BadInput
 from dtrain.paths import RunPaths
 from dtrain.planner.choice import Choice
 from dtrain.planner.setup import ZeroBuckets
-from dtrain.train import checkpoint, engine, export
+from dtrain.train import attention, checkpoint, engine, export, tiled_mlp
 from dtrain.train import ranks as ranks_of
 from dtrain.train.loop import Progress, Training, train
 from dtrain.train.loss import LossModel, share_head_with_zero3
@@ -32,7 +33,7 @@ from dtrain.train.memory import PeakMemory
 from dtrain.train.model import DTYPES, decide_layout, load_model
 from dtrain.train.partitions import undo_dry_step
 from dtrain.train.saver import Saver
-from dtrain.train.sequence_parallel import shard_of
+from dtrain.train.sequence_parallel import over_ranks, shard_of
 
 WINDOW = 64
 VOCAB = 256
@@ -56,6 +57,9 @@ class Case:
     cross_entropy: str = "chunked"
     attention: str = "sdpa"
     sequence_parallel: int = 1
+    family: str = "llama"
+    leaks: bool = False
+    """Attention is not told of documents."""
     rows: int = 50
     save_at: int | None = None
     """Write a checkpoint after this step, into `folder`."""
@@ -69,6 +73,7 @@ class Case:
     adapter: str | None = None
     four_bit: bool = False
     dora: bool = False
+    tiled_mlp: bool = False
     persistence: int = 100
     """Parameters of at least so many elements are sharded at stage 3: all but the norms'."""
     plain: bool = False
@@ -97,13 +102,20 @@ class Rows:
         return len(self._ids)
 
 
-def write_model_folder(folder: Path) -> None:
-    described = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=VOCAB, max_position_embeddings=128, tie_word_embeddings=False, architectures=["LlamaForCausalLM"],
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": False},
+    "gemma2": {"head_dim": 16, "sliding_window": 16},
+}
+"""What a family's tiny model has besides the sizes. Gemma 2: windows, capped scores, a head tied to the embedding."""
+
+
+def write_model_folder(folder: Path, family: str = "llama") -> None:
+    described = AutoConfig.for_model(
+        family, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=VOCAB, max_position_embeddings=128, **FAMILIES[family],
     )  # fmt: skip
     torch.manual_seed(SEED)
-    LlamaForCausalLM(described).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(described).save_pretrained(folder)
 
 
 def config_of(case: Case, folder: Path) -> Config:
@@ -111,7 +123,7 @@ def config_of(case: Case, folder: Path) -> Config:
         "base_model": str(folder), "datasets": [{"path": "random"}], "reinit_weights": case.adapter is None,
         "seed": SEED,
         "adapter": case.adapter, "lora_r": 4, "lora_target_linear": True, "load_in_4bit": case.four_bit,
-        "peft_use_dora": case.dora,
+        "peft_use_dora": case.dora, "tiled_mlp": case.tiled_mlp,
         "optimizer": case.optimizer, "learning_rate": case.learning_rate, "weight_decay": 0.1, "max_grad_norm": 0.5,
         "sample_packing": case.packing,
         "early_stopping_patience": case.patience,
@@ -154,6 +166,8 @@ def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
     shard = shard_of(ranks, case.sequence_parallel)
     told = engine.deepspeed_config(config, choice, 200_000, ZeroBuckets(persistence=case.persistence))
     model = load_model(config, choice, folder, VOCAB, case.attention, told)
+    if case.leaks:
+        AttentionInterface.register(attention.SDPA, over_ranks(leaking))
     loss_model = LossModel(model, case.cross_entropy)
     if case.zero_stage == 3:
         share_head_with_zero3(loss_model)
@@ -161,6 +175,8 @@ def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
     with_engine, optimizer, _, _ = deepspeed.initialize(
         model=loss_model, optimizer=optimizer, config=told, dist_init_required=False
     )
+    if case.tiled_mlp and case.zero_stage == 3:
+        tiled_mlp.gather_whole(model)
     undo_dry_step(optimizer)
     states, paths, progress = (
         checkpoint.States(model, optimizer, case.zero_stage),
@@ -198,6 +214,10 @@ def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
 class _NoTokenizer:
     def save_pretrained(self, folder: Path) -> None:
         (folder / "tokenizer.json").write_text("{}")
+
+
+def leaking(*tensors: Any, document_lengths: Any = None, **told: Any) -> Any:
+    return attention.sdpa_by_document(*tensors, **told)
 
 
 def plain_case(case: Case, folder: Path) -> dict[str, Any]:
@@ -238,7 +258,11 @@ def main() -> None:
     ranks = ranks_of.join(ranks_of.from_environment())
     for told in cases:
         case = Case(**told)
-        result = plain_case(case, folder) if case.plain else run_case(case, ranks, folder)
+        home = folder if case.family == "llama" else folder / case.family
+        try:
+            result = plain_case(case, home) if case.plain else run_case(case, ranks, home)
+        except BadInput as error:
+            result = asdict(case) | {"refused": str(error)}
         if ranks.is_first:
             with (folder / f"results-{ranks.world}.jsonl").open("a") as stream:
                 stream.write(json.dumps(result) + "\n")

@@ -35,6 +35,8 @@ def run_cases(tmp_path_factory: pytest.TempPathFactory) -> Run:
     def run(world: int, cases: list[Any]) -> dict[str, dict[str, Any]]:
         folder = tmp_path_factory.mktemp(f"world-{world}")
         write_model_folder(folder)
+        for family in {case.family for case in cases} - {"llama"}:
+            write_model_folder(folder / family, family)
         (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
         command = [
             sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world),
