@@ -27,7 +27,7 @@ HEAVY |= {"boto3", "botocore", "google", "httpx", "runpod", "vastai"}
 MAY_BE_HEAVY = {"train", "data", "track"}
 CLIENT = {"again", "begin", "create", "doctor", "draft", "load", "observe", "registry"}
 """Modules of launch that are about runs in general, not about a place to run them."""
-LAUNCHERS_MAY_IMPORT = {"errors", "units", "assets", "paths", "files", "dtrain"}
+LAUNCHERS_MAY_IMPORT = {"errors", "units", "assets", "paths", "files", "own_process", "dtrain"}
 
 SOURCES = sorted((ROOT / "dtrain").rglob("*.py"))
 LAUNCHERS = sorted((ROOT / "launchers").rglob("*.py"))
