@@ -40,6 +40,7 @@ class Framework:
     fp32_norms: bool = True
     dropout: bool = False
     """Of its adapters."""
+    loss_chunk_tokens: int = 1024
     source: str = ""
 
 
@@ -65,9 +66,8 @@ FRAMEWORKS: Mapping[str, Framework] = {
         source="train_gpt2.cu: cuDNN's flash attention, one kernel per layer norm, gelu and classifier",
     ),
     "Lightning-AI/litgpt": Framework(
-        "litgpt", "sdpa", "compiled", "adamw_torch", dropout=True,
-        source="litgpt/finetune/lora.py: the head in chunks of 128 positions whose 16-bit logits all stay, no fp32 "
-        "copy (about 6 bytes a logit, as compiled); lora_dropout 0.05",
+        "litgpt", "sdpa", "chunked", "adamw_torch", dropout=True, loss_chunk_tokens=128,
+        source="litgpt/utils.py: chunked_cross_entropy in chunks of 128 positions; lora_dropout 0.05",
     ),
     "snowflakedb/ArcticTraining": Framework(
         "ArcticTraining", "flash_attention_2", "eager", "adamw_torch", source="rows: Liger or whole logits",
@@ -129,6 +129,8 @@ def setup_of(row: Row) -> Setup:
         checkpointing=checkpointing_of(row),
         attention=attention_of(row, framework),
         cross_entropy=cross_entropy_of(row, framework),
+        cross_entropy_chunk_tokens=framework.loss_chunk_tokens,
+        chunks_of_logits=True,
         sequence_parallel_size=parallel.get("ulysses_sp") or 1,
         tensor_parallel_size=parallel.get("tp") or 1,
         tiled_mlp=bool(row.get("tiled_mlp")),

@@ -94,7 +94,10 @@ def _selective_saved(key: ActivationKey, layer: Layer) -> tuple[float, float]:
     tp = key.tensor_parallel
     matmuls = _matmul_outputs(layer, parts_of(key.facts, layer).downs)
     attention = attention_core(key) / tp
-    return key.width * sum(matmuls[::2]) / tp + attention, key.width * sum(matmuls[:-1:2]) / tp + attention
+    reused = key.width * sum(matmuls[:-1:2]) / tp + attention
+    if key.compiled:  # backward needs no output of the last matmul, and a compiled graph keeps nothing without a use
+        return reused, reused
+    return key.width * sum(matmuls[::2]) / tp + attention, reused
 
 
 def _matmul_outputs(layer: Layer, downs: tuple[Linear, ...]) -> list[float]:

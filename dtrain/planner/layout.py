@@ -37,6 +37,7 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
         attention=choice.attention,
         cross_entropy=choice.cross_entropy,
         cross_entropy_chunk_tokens=chunk_tokens(config, positions),
+        chunks_of_logits=config.plan_as is not None,
         sequence_parallel_size=choice.sequence_parallel_size,
         tensor_parallel_size=config.tensor_parallel_size,
         tiled_mlp=config.tiled_mlp,

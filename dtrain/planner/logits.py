@@ -26,7 +26,8 @@ class LossBytes:
 
 def loss_bytes(setup: Setup) -> LossBytes:
     """Per rank; sequence- and tensor-parallel ranks hold their part."""
-    ways = {"eager": _eager, "compiled": _compiled, "fused": _fused, "chunked": _chunked}
+    chunked = _chunked_outputs if setup.chunks_of_logits else _chunked
+    ways = {"eager": _eager, "compiled": _compiled, "fused": _fused, "chunked": chunked}
     return ways[setup.cross_entropy](setup)
 
 
@@ -89,6 +90,23 @@ def _chunked(setup: Setup) -> LossBytes:
         forward=kept + positions * hidden * width + max(logits, product),
         backward=kept + (width * matrix if width < 4 else 0),
         evaluation=min(evaluation_positions(setup), setup.cross_entropy_chunk_tokens) * logits / max(1.0, chunk_rows),
+    )
+
+
+def _chunked_outputs(setup: Setup) -> LossBytes:
+    """Others cut the head's finished product into chunks (torchtune's CEWithChunkedOutputLoss, litgpt's
+    chunked_cross_entropy): whole logits, and beside them each chunk's log-softmax in fp32, in whose place its gradient
+    comes. Compiled, the softmax is made again, and a gradient takes the place of its logits. The head's gradient is
+    summed over the chunks' products."""
+    width, loss = DTYPE_BYTES[setup.dtypes.compute], DTYPE_BYTES[setup.dtypes.loss]
+    logits = setup.micro_batch_tokens * _vocabulary(setup)
+    chunk = min(setup.micro_batch_tokens, setup.cross_entropy_chunk_tokens) * _vocabulary(setup)
+    held = logits * (width if setup.compiled else width + loss) + chunk * (width if setup.compiled else 2 * loss)
+    matrix = _vocabulary(setup) * setup.facts.hidden_size if head_is_trained(setup) else 0.0
+    return LossBytes(
+        forward=held,
+        backward=held + 2 * matrix * width,
+        evaluation=evaluation_positions(setup) * _vocabulary(setup) * width + chunk * 2 * loss,
     )
 
 

@@ -118,6 +118,8 @@ class Setup:
     cross_entropy: Literal["eager", "chunked", "compiled", "fused"] = "chunked"
     cross_entropy_chunk_tokens: int = CHUNK_TOKENS
     """Positions per chunk, where the loss is chunked or fused."""
+    chunks_of_logits: bool = False
+    """A chunked loss gets whole logits and cuts them, as other frameworks' do; ours makes one chunk's at a time."""
     sequence_parallel_size: int = 1
     tensor_parallel_size: int = 1
     tiled_mlp: bool = False

@@ -231,7 +231,7 @@ class States:
 
     @property
     def trained_root(self) -> float:
-        """Trained parameters of FSDP's root: embedding, head and last norm, one unit that is reduced at the very end."""
+        """Trained parameters of FSDP's root (embedding, head, last norm), one unit that is reduced at the very end."""
         return self.root_elements if self.setup.adapter is None else 0.0
 
     @property
@@ -300,8 +300,8 @@ class States:
 
     @property
     def reduce_after_backward(self) -> float:
-        """When backward has ended: stage 0 makes a flat copy of a bucket at a time, stage 3 empties its last bucket, FSDP
-        reduces its root."""
+        """When backward has ended: stage 0 makes a flat copy of a bucket at a time, stage 3 empties its last bucket,
+        FSDP reduces its root."""
         if self.setup.sharding == "fsdp2":
             return self._fsdp_reduce(self.trained_root) + self.gathered
         if self.setup.sharding == "zero3":
