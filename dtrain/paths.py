@@ -59,6 +59,11 @@ class RunPaths:
         return self.run / "plan.json"
 
     @property
+    def own_profile(self) -> Path:
+        """`profile.yaml`: a copy of the person's own profile file, where `--profile` named one."""
+        return self.run / "profile.yaml"
+
+    @property
     def state(self) -> Path:
         """Where the run stands now: written by rank 0, read by every client."""
         return self.run / "state.json"

@@ -276,6 +276,10 @@ class Config(Section):
     collective) hangs: the run ends, with the stacks of all ranks in their logs."""
     max_restarts: Annotated[int, Field(ge=0)] = 0
     """How often a failed run is started again from its last checkpoint, on the same machine, before it ends."""
+    on_oom: Literal["stop", "replan"] = "stop"
+    """A rank that runs out of memory ends the run, and the message names the next layout that fits. `replan`: that one
+    is taken, from the last checkpoint on, with the same global batch (smaller micro-batches, recomputing, sharding,
+    offloading), on one machine."""
     save_keep_hours: Annotated[float, Field(gt=0)] | None = None
     """Besides the newest and the best, keep a checkpoint of every so many hours."""
     logging_steps: Count = 1

@@ -14,7 +14,7 @@ from dtrain.config.load import load
 from dtrain.config.origins import Loaded
 from dtrain.config.schema import Config
 from dtrain.errors import BadInputs, LauncherRefused
-from dtrain.hardware.profiles import Profile, resolve_profile
+from dtrain.hardware.profiles import Profile, looks_like_path, resolve_profile
 from dtrain.launch import load as launchers
 from dtrain.launch.api import Job, Launcher, Rendered
 from dtrain.launch.create import job_of, new_id, output_folder, refuse_taken, run_files, run_name, settled
@@ -34,6 +34,8 @@ class Planned:
     profile: Profile
     facts: ModelFacts
     plan: Plan
+    own_profile: str | None = None
+    """The text of the person's own profile file, where `--profile` named one."""
 
     def ways_out(self) -> list[Way]:
         """The nearest changes with which it would fit; empty when it fits."""
@@ -50,7 +52,8 @@ def planned(file: Path, sets: Sequence[str], profile_name: str) -> Planned:
     refuse_planned_only(profile)
     facts = load_facts(loaded.config.base_model, revision=loaded.config.revision_of_model, config_dir=file.parent)
     bias = own_bias(profile, versions())
-    return Planned(loaded, profile, facts, make_plan(loaded, profile, facts, bias=bias))
+    own = Path(profile_name).expanduser().read_text() if looks_like_path(profile_name.strip()) else None
+    return Planned(loaded, profile, facts, make_plan(loaded, profile, facts, bias=bias), own)
 
 
 def refuse_planned_only(profile: Profile) -> None:
@@ -114,4 +117,5 @@ def draft(made: Planned, on: str, name: str | None) -> Draft:
     plan = made.plan.as_json()
     kept = settled(config, file, called, output)
     job = job_of(entry, plan, kept.model_dump(mode="json"))
-    return Draft(launcher, entry, kept, job, launcher.render(job), run_files(kept, plan, entry))
+    files = run_files(kept, plan, entry) | ({"profile.yaml": made.own_profile} if made.own_profile else {})
+    return Draft(launcher, entry, kept, job, launcher.render(job), files)

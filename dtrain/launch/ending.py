@@ -87,12 +87,13 @@ def put_aside(paths: RunPaths) -> Path | None:
     return _moved_to_past(paths, [path for path in left if path.exists()])
 
 
-def put_aside_life(paths: RunPaths, ending: Ending) -> None:
+def put_aside_life(paths: RunPaths, ending: Ending) -> Path | None:
     """The same between two lives under one supervisor; how the first one ended is kept beside what it left."""
     left = [path for path in (paths.state, *paths.logs.glob("*.error.json")) if path.exists()]
     folder = _moved_to_past(paths, left)
     if folder is not None:
         ending.write_to(folder / paths.exit.name)
+    return folder
 
 
 def _moved_to_past(paths: RunPaths, left: Sequence[Path]) -> Path | None:

@@ -246,6 +246,12 @@ def lives(paths: RunPaths, spec: LaunchSpec, stop: StopRequests) -> Ending:
     restarts, before = None, -1
     while True:
         ending = watched(paths, spec, lambda: Supervision(paths, spec, stop))
+        if ending.code == FAILED and not stop.asked:
+            from dtrain.launch.shortage import after_shortage  # the planner, only for a run that failed
+
+            ending, again = after_shortage(paths, ending)
+            if again:
+                continue
         restarts = restarts_allowed(paths) if restarts is None and ending.code == FAILED else restarts
         if ending.code != FAILED or stop.asked or not restarts:
             return ending

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -60,10 +60,10 @@ class Layout:
         return Choice.from_json(self.plan["choice"])
 
 
-def next_plan(layout: Layout, shortage: Shortage) -> Plan | None:
+def next_plan(layout: Layout, shortage: Shortage, tried: Collection[Choice] = ()) -> Plan | None:
     """The best layout within what the rank really had: first another micro-batch, then all that changes no result.
 
-    None where nothing fits, and where a DeepSpeed file of the person's own fixes the layout.
+    None where nothing fits that is not among `tried`, and where a DeepSpeed file of the person's own fixes the layout.
     """
     if layout.loaded.config.deepspeed is not None:
         return None
@@ -74,7 +74,7 @@ def next_plan(layout: Layout, shortage: Shortage) -> Plan | None:
             plan = make_plan(replace(layout.loaded, config=config), profile, layout.facts, bias=bias)
         except BadInput:  # it contradicts something else in the file
             continue
-        if plan.within_headroom and plan.choice != layout.choice:
+        if plan.within_headroom and plan.choice not in (layout.choice, *tried):
             return plan
     return None
 

@@ -18,6 +18,7 @@ _WORDS = re.compile(r"out of memory|can't allocate memory|bad_alloc|ALLOC_FAILED
 _ASKED_CPU = re.compile(r"tried to allocate (\d+) bytes")
 _ASKED_CUDA = re.compile(r"Tried to allocate ([\d.]+) ([KMG]iB)")
 _HELD_CUDA = re.compile(r"([\d.]+) ([KMG]iB) is allocated by PyTorch")
+BEFORE_A_STEP = ("loading", "the rehearsal", "the probe")
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": GIB}
 
 
@@ -46,13 +47,12 @@ def out_of_memory(error: BaseException, peak: PeakMemory, place: str, step: int,
     """`planned_gib`: the plan's peak_allocated."""
     asked = _asked_gib(str(error))
     shortage = Shortage(_held_gib(str(error), peak, asked), asked, place, step)
-    told = memory(shortage.needed_gib)
-    parts = f"{memory(shortage.had_gib)} held, {memory(shortage.asked_gib)} asked for"
+    when = f"before step {step + 1}" if place in BEFORE_A_STEP else f"of step {step + 1}"
     words = (
-        f"out of memory in {place}, after {step} steps: planned peak {memory(planned_gib)}, "
-        f"measured at least {told} ({parts})"
+        f"out of memory in {place} {when}: planned peak {memory(planned_gib)}, measured at least "
+        f"{memory(shortage.needed_gib)} ({memory(shortage.had_gib)} held, {memory(shortage.asked_gib)} asked for)"
     )
-    return OutOfMemory(RunFailed(words, key="memory", value=told, allowed=memory(planned_gib)), shortage)
+    return OutOfMemory(RunFailed(words), shortage)
 
 
 def _held_gib(words: str, peak: PeakMemory, asked_gib: float) -> float:
