@@ -17,6 +17,9 @@ from dtrain.hardware.gpus import Gpu
 
 UNMEASURED_MATMUL_SHARE = 0.80
 """Best measured matmul over the datasheet where nobody measured: H100 0.80, B200 0.78, A100 0.87 (ml-engineering)."""
+GEFORCE_MATMUL_SHARE = 1.0
+"""The same for GeForce cards: their datasheets state a boost clock that they reach and hold (2.55 to 2.6 GHz seen on a
+4090 rated 2.52), where a data centre's state the highest clock of all, which the power limit cuts."""
 SUSTAINED_SHARE: Mapping[int, float] = {9: 0.87, 10: 0.87}
 """By CUDA major version: clocks under the power limit over a whole step against the short burst of a benchmark. Cards
 of 700 W and more are power bound in long matmuls (fitted); the older ones hold their clock."""
@@ -102,7 +105,8 @@ def best_tflops(gpu: Gpu, dtype: str) -> float:
         return gpu.tflops.get(dtype) or gpu.tflops.get("fp32") or 0.1
     half = gpu.tflops.get("bf16") or gpu.tflops.get("fp16")
     measured = gpu.measured_tflops_bf16
-    share = measured / half if measured and half else UNMEASURED_MATMUL_SHARE
+    unmeasured = GEFORCE_MATMUL_SHARE if "GeForce" in gpu.title else UNMEASURED_MATMUL_SHARE
+    share = measured / half if measured and half else unmeasured
     if dtype in ("bf16", "fp16") and measured:
         return measured
     for name in (dtype, "fp16" if dtype == "bf16" else "bf16", "fp32"):

@@ -10,9 +10,10 @@ from types import MappingProxyType
 
 from dtrain.hardware.gpus import Gpu
 from dtrain.models.facts import Layer, Linear, ModelFacts
+from dtrain.planner.activation_key import parts_of
 from dtrain.planner.efficiency import BACKWARD_ATTENTION_FLOPS, Rates, attention_rate, rates_of
 from dtrain.planner.setup import DTYPE_BYTES, Setup
-from dtrain.planner.traffic import LAUNCH_SECONDS, layer_traffic
+from dtrain.planner.traffic import LAUNCH_SECONDS, Traffic, layer_traffic
 
 RECOMPUTED_MATMULS: Mapping[str, float] = MappingProxyType({"none": 0, "full": 1, "offload": 1, "selective": 0.5})
 """Share of a block's forward matmuls that backward runs again; selective keeps every second one. The last of a block is
@@ -27,9 +28,15 @@ HEAD_MATMULS = 3
 """Products with the head's matrix per trained position: one forward, two backward (ours makes them in forward)."""
 CHUNK_SUM_BYTES = 12
 """Per element of the head's matrix and chunk: a chunk's product is written (2) and added to the fp32 sum (2+4+4)."""
-ZERO3_LAUNCHES = 5.5
-"""DeepSpeed's hooks around every submodule at stage 3, in launches of the eager kernels: 3.3 ms instead of 0.5 ms for
+ZERO3_LAUNCHES = 6.0
+"""DeepSpeed's hooks around every submodule at stage 3, in launches of the eager kernels: 3.3 ms instead of 0.55 ms for
 the forward of a Llama block whose kernels cost nothing (measured here, one gloo rank, deepspeed 0.19.8)."""
+ADAPTER_LAUNCHES = (10, 6)
+"""Of peft's low-rank pair beside one linear, forward and backward, in launches of eager kernels: 0.6 and 0.3 ms more
+for a Llama block with seven of them, whose kernels cost nothing (measured here, peft 0.19, torch 2.13)."""
+CHECKPOINT_LAUNCHES = (1.55, 2.1)
+"""CPU time of an eager block's forward under torch.utils.checkpoint, and of running it again in backward, over that of
+a plain forward: hooks around every tensor that is kept (measured here in the same way: 0.89 and 1.25 ms, not 0.55)."""
 DEQUANT_BYTES = 4.5
 """Per weight of a frozen 4-bit matrix and pass: half a byte read, two written, two read back by the matmul."""
 FP8_CAST_BYTES = 6
@@ -86,6 +93,7 @@ class BlockKey:
     rank: int
     frozen: str
     recompute: str
+    tiled: bool
     hooks: float
     """CPU time of a block's launches over that of its kernels alone."""
 
@@ -107,6 +115,7 @@ class BlockKey:
             rank=adapter.rank if adapter else 0,
             frozen=setup.dtypes.frozen if adapter else "",
             recompute=setup.checkpointing,
+            tiled=setup.tiled_mlp,
             hooks=ZERO3_LAUNCHES if setup.sharding == "zero3" else 1.0,
         )
 
@@ -126,19 +135,34 @@ def _layer_passes(key: BlockKey, layer: Layer) -> tuple[Pass, Pass]:
     products = [_linear_seconds(key, one, rates) for one in layer.linears]
     matmul, backward_matmul = sum(one[0] for one in products), sum(one[1] for one in products)
     again_matmul = RECOMPUTED_MATMULS[key.recompute] * (matmul - products[-1][0])
+    if key.tiled:
+        parts = parts_of(key.facts, layer)
+        mlp = (*parts.ups, *parts.downs)
+        again_matmul += sum(one[0] for one, linear in zip(products, layer.linears, strict=True) if linear in mlp)
     attention = _attention_seconds(key, layer)
     traffic = layer_traffic(key.facts, layer, key.compiled, key.fused)
     per_byte = key.tokens * key.element_bytes / 2 / key.tensor_parallel / rates.memory
-    launch = key.hooks * LAUNCH_SECONDS
-    forward = Pass(matmul, attention[0], traffic.forward * per_byte, launch * traffic.forward_kernels)
+    launches = _launch_seconds(key, layer, traffic)
+    forward = Pass(matmul, attention[0], traffic.forward * per_byte, launches[0])
     again = RECOMPUTED_TRAFFIC[key.recompute]
     backward = Pass(
         backward_matmul + again_matmul,
         attention[1] + RECOMPUTED_ATTENTION[key.recompute] * attention[0],
         (traffic.backward + again * traffic.forward) * per_byte,
-        launch * (traffic.backward_kernels + again * traffic.forward_kernels),
+        launches[1],
     )
     return (_one_by_one(forward), _one_by_one(backward)) if key.gpu.name == "cpu" else (forward, backward)
+
+
+def _launch_seconds(key: BlockKey, layer: Layer, traffic: Traffic) -> tuple[float, float]:
+    """CPU time of a block's kernels in forward and in backward, the recomputation included."""
+    adapted = sum(one.name in key.targets for one in layer.linears) if key.targets else 0
+    forward = traffic.forward_kernels + adapted * ADAPTER_LAUNCHES[0]
+    backward = traffic.backward_kernels + adapted * ADAPTER_LAUNCHES[1]
+    if RECOMPUTED_TRAFFIC[key.recompute]:
+        first, again = (1.0, 1.0) if key.compiled else CHECKPOINT_LAUNCHES
+        forward, backward = first * forward, backward + again * forward
+    return key.hooks * LAUNCH_SECONDS * forward, key.hooks * LAUNCH_SECONDS * backward
 
 
 def _one_by_one(told: Pass) -> Pass:
