@@ -10,10 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.errors import BadInput
+from dtrain.launch import secrets
+from dtrain.launch.machine import Machine
+from dtrain.launch.tunnel import Trust
+
+from .hosts import ENTRY_OPTIONS, NAMES, TRUST_OPTIONS, checked, read_machine, read_trust, refuse_unknown
+
+WHERE = "launchers.slurm"
+
+
+@dataclass(frozen=True)
+class Login:
+    """A login node of the cluster, for a launch from elsewhere."""
+
+    machine: Machine
+    trust: Trust
+    secrets: tuple[str, ...] = secrets.NAMES
+    """Names of environment variables that are sent along, where they are set here."""
 
 
 @dataclass(frozen=True)
 class SlurmOptions:
+    login: Login | None = None
+    """Where sbatch is; not given: here."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -59,7 +78,7 @@ def read_options(told: Mapping[str, Any]) -> SlurmOptions:
     """BadInput for an unknown key (with the nearest one), and for a value that cannot be meant."""
     given = {key: value for key, value in told.items() if value is not None}
     for key, value in given.items():
-        where = f"launchers.slurm.{key}"
+        where = f"{WHERE}.{key}"
         if key not in _OPTIONS:
             near = difflib.get_close_matches(key, _OPTIONS, n=1)
             fix = f"did you mean {near[0]}?" if near else "extra: ['#SBATCH --…'] passes any line through"
@@ -152,9 +171,26 @@ def _file(value: str) -> str:
     return str(Path(value).expanduser().absolute())
 
 
+def _login(value: Any) -> Login:
+    """`user@host`, or a mapping: an SSH host's entry, and how far to trust it."""
+    where = f"{WHERE}.login"
+    entry = {"host": value} if isinstance(value, str) else dict(value)
+    own = {"secrets": NAMES, **TRUST_OPTIONS}
+    refuse_unknown(entry, ENTRY_OPTIONS | own, where)
+    for key in own.keys() & entry.keys():
+        checked(own[key], entry[key], f"{where}.{key}")
+    machine = read_machine({key: one for key, one in entry.items() if key not in own}, {}, where)
+    return Login(machine, read_trust(entry), tuple(entry.get("secrets", secrets.NAMES)))
+
+
 _Option = tuple[Callable[[Any], bool], str, Callable[[Any], Any]]
 _word: _Option = (_is_word, "a word as sbatch takes it, without spaces and quotes", str)
 _OPTIONS: dict[str, _Option] = {
+    "login": (
+        lambda value: isinstance(value, str | Mapping),
+        "user@host:port, or {host: user@host:port, key: FILE, base: /where/nodes/see/it}",
+        _login,
+    ),
     **dict.fromkeys(("partition", "account", "qos", "constraint", "reservation"), _word),
     **dict.fromkeys(("nodelist", "exclude", "mem", "gres"), _word),
     "time": (_is_time, "minutes, H:M:S, D-H:M:S, UNLIMITED", str),

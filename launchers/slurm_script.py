@@ -11,7 +11,9 @@ from typing import Any
 
 from dtrain import assets
 from dtrain.errors import BadInput
-from dtrain.launch.api import Job
+from dtrain.launch import seeds
+from dtrain.launch.api import Job, Rendered
+from dtrain.launch.spec import spec_for, with_python
 from dtrain.paths import RunPaths
 
 from .slurm_options import SlurmOptions, seconds_of, slurm_time
@@ -82,7 +84,28 @@ def _memory(job: Job) -> str | None:
     return f"{math.ceil(planned_gib * MEMORY_FACTOR * 1024)}M" if planned_gib else None
 
 
-def script(job: Job, options: SlurmOptions) -> str:
+def rendered(job: Job, options: SlurmOptions, python: str = sys.executable) -> Rendered:
+    """What a submit writes and runs, on the machine where `python` is."""
+    paths = RunPaths(job.folder)
+    grace = options.grace_seconds if options.grace_seconds is not None else signal_margin_seconds(job, options)
+    spec = with_python(spec_for(job, grace_seconds=grace, env=options.env), python)
+    files = {str(paths.launch): spec.as_text(), str(paths.job_script): script(job, options, python)}
+    for seed in options.seeds:
+        files |= seeds.member_files(job, seed, spec, python)
+    return Rendered(
+        files=files,
+        commands=(("sbatch", "--parsable", str(paths.job_script)),),
+        notes=_notes(job, options),
+    )
+
+
+def _notes(job: Job, options: SlurmOptions) -> tuple[str, ...]:
+    where = "a preflight names a node that cannot reach the others; the network interface is the route's to the first"
+    life = f"at {options.signal}, {signal_margin_seconds(job, options)} s before the limit, it saves and is requeued"
+    return ((where,) if job.nodes > 1 else ()) + ((life,) if options.max_requeues else ())
+
+
+def script(job: Job, options: SlurmOptions, python: str = sys.executable) -> str:
     """The whole text that sbatch is given."""
     from jinja2 import Environment, StrictUndefined, TemplateError
 
@@ -91,7 +114,7 @@ def script(job: Job, options: SlurmOptions) -> str:
     jinja.filters["quoted"] = shlex.quote
     file = Path(options.template) if options.template else assets.root() / TEMPLATE
     values: dict[str, Any] = {
-        "run_id": job.run_id, "job_name": job_name(job.run_id), "folder": str(job.folder), "python": sys.executable,
+        "run_id": job.run_id, "job_name": job_name(job.run_id), "folder": str(job.folder), "python": python,
         "nodes": job.nodes, "ranks_per_node": job.ranks_per_node, "device": job.device,
         "resources": resources(job, options), "time": time_limit(job, options), "seeds": options.seeds,
         "signal": options.signal, "stop_signal": options.stop_signal,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from dtrain.launch import bundle, far, machine, secrets, tunnel
 from dtrain.launch.api import Handle, Job, Rendered, Status
 from dtrain.launch.here import SAME_CARD
 from dtrain.launch.machine import Machine, Remote, Seen
-from dtrain.launch.spec import LaunchSpec, spec_for
+from dtrain.launch.spec import LaunchSpec, spec_for, with_python
 from dtrain.paths import RunPaths
 
 from .ssh_options import WHERE, SshOptions, read_options
@@ -226,13 +225,7 @@ def _spec(job: Job, options: SshOptions, one: Machine) -> LaunchSpec:
     there = replace(job, folder=Path(folder), working_directory=works_in)
     env = {"DTRAIN_HOME": f"{one.base}/home", **(options.env or {})}
     spec = spec_for(there, grace_seconds=options.grace_seconds, env=env)
-    return replace(
-        spec, prepare=_with_python(spec.prepare, one), ranks=_with_python(spec.ranks, one), nodes=1
-    )  # its supervisor watches over this machine alone
-
-
-def _with_python(command: tuple[str, ...], one: Machine) -> tuple[str, ...]:
-    return tuple(one.agent_python if word == sys.executable else word for word in command)
+    return replace(with_python(spec, one.agent_python), nodes=1)  # its supervisor watches over this machine alone
 
 
 def _typed(one: Machine, verb: str) -> tuple[str, ...]:

@@ -206,11 +206,14 @@ class Store:
             self.part(digest).unlink(missing_ok=True)
             raise LauncherRefused(f"what arrived for {target.name} is not what was sent", file=str(target))
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
+        beside = target.with_name(f".{target.name}.part")
+        beside.unlink(missing_ok=True)
         try:
-            os.link(self.path(digest), target)
+            os.link(self.path(digest), beside)
         except OSError:  # another file system, or one without links
-            shutil.copyfile(self.path(digest), target)
+            shutil.copyfile(self.path(digest), beside)
+        beside.replace(target)  # a run may be reading the old one
+        beside.unlink(missing_ok=True)  # a rename over a link to the same file does nothing
 
 
 # --- parts of the verbs -------------------------------------------------------------------------------------------
@@ -316,16 +319,21 @@ def _told_as_refused(folder: Path) -> Iterator[None]:
         ) from None  # fmt: skip
 
 
-VERBS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+Verb = Callable[[Mapping[str, Any]], dict[str, Any]]
+VERBS: dict[str, Verb] = {
     "hello": hello, "files": files, "place": place, "start": start, "look": look, "stop": stop,
     "meeting": meeting, "link": link, "reach": reach, "results": results,
 }  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
-    """Whatever the login shell printed before, the answer is the last line."""
+    return answer_to(VERBS, arguments[0])
+
+
+def answer_to(verbs: Mapping[str, Verb], verb: str) -> int:
+    """JSON on stdin → a line of JSON. Whatever the login shell printed before, the answer is the last line."""
     try:
-        answer = VERBS[arguments[0]](json.loads(sys.stdin.buffer.read() or b"{}"))
+        answer = verbs[verb](json.loads(sys.stdin.buffer.read() or b"{}"))
     except DtrainError as error:
         answer = {"error": error.as_json()}
     except OSError as error:

@@ -10,7 +10,6 @@ The local folder follows the run's own one (`mirror`), so whatever reads a run's
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -68,6 +67,15 @@ class Where:
         machines = tuple(from_json(machine) for machine in told["machines"])
         return cls(told["run_id"], machines, Trust(**told["trust"]), told["grace_seconds"])
 
+    def note(self, paths: RunPaths) -> None:
+        """Before anything is on a machine: a client that dies from here on leaves a folder that knows where to look."""
+        try:
+            write_json(paths.remote, {"schema_version": 1, **self.as_json()})
+        except OSError as error:
+            raise LauncherRefused(
+                f"the run's folder here cannot be written: {error.strerror}", file=str(paths.run)
+            ) from None
+
     @property
     def names(self) -> list[str]:
         return [str(machine.host) for machine in self.machines]
@@ -110,7 +118,8 @@ class Far:
 
         LauncherRefused: nothing runs. Unreachable: something may, and the local folder knows where.
         """
-        self._note_where()
+        self.mirror.begin_anew()
+        self.where.note(self.paths)
         try:
             self._make_ready(shares, needs)
         except Unreachable as error:
@@ -129,16 +138,6 @@ class Far:
         meeting = self._meet(shares) if PLACED in states and len(states) > 1 else None
         if needs is not None and fresh and meeting is not None:
             self._reach_each_other(meeting)
-
-    def _note_where(self) -> None:
-        """Before anything is on a machine: a client that dies from here on leaves a folder that knows where to look."""
-        try:
-            self.mirror.begin_anew()
-            write_json(self.paths.remote, {"schema_version": 1, **self.where.as_json()})
-        except OSError as error:
-            raise LauncherRefused(
-                f"the run's folder here cannot be written: {error.strerror}", file=str(self.paths.run)
-            ) from None
 
     def _place(self, number: int, share: Share, after: float | None) -> str:
         remote = self.remotes[number]
@@ -203,7 +202,7 @@ class Far:
         try:
             answers = self._on_each(self._look)
         except Unreachable as error:
-            return self._unreachable(error)
+            return self.mirror.unreachable(error)
         self.mirror.conclude()
         ending = Ending.read(self.paths)
         if ending is not None:
@@ -216,14 +215,6 @@ class Far:
         remote = self.remotes[number]
         folder = self._folder(remote)
         return self.mirror.follow(number, lambda have: remote.ask("look", {"folder": folder, "have": have}, 20.0))
-
-    def _unreachable(self, error: Unreachable) -> Status:
-        """Unreachable is not dead: it counts as what it was when it was last seen."""
-        last = self.mirror.last_seen()
-        if last is None:
-            return Status("pending", None, f"{error.message}; it was not seen yet")
-        when = time.strftime("%H:%M:%S", time.localtime(last[0]))
-        return replace(last[1], reason=f"{error.message}; last seen {when}: {last[1].reason}")
 
     def logs(self, follow: bool, is_over: Callable[[], bool]) -> Iterator[str]:
         self.status()
@@ -264,11 +255,10 @@ class Far:
         """Also what each machine has."""
         listed, brought = [], Fetched(0, 0)
         for number, remote in enumerate(self.remotes):
-            told = {"folder": self._folder(remote), "checkpoints": checkpoints}
-            files = remote.ask("results", told, RESULTS_SECONDS)["files"]
+            files = results_of(remote, self._folder(remote), checkpoints)
             if number > 0:  # what only the first rank writes is of the first machine
                 files = {name: about for name, about in files.items() if _is_share(name)}
-            brought += bring_home(_Results(remote, self._folder(remote)), files, self.paths.output, say)
+            brought += bring_home(Results(remote, self._folder(remote)), files, self.paths.output, say)
             listed.append(files)
         return listed, brought
 
@@ -306,7 +296,14 @@ class Far:
         return on_each(range(len(self.remotes)), work)
 
 
-class _Results:
+def results_of(remote: Remote, folder: str, checkpoints: str | None) -> Mapping[str, Any]:
+    """What a machine has to bring home of a run: name → bytes, sha256."""
+    told = {"folder": folder, "checkpoints": checkpoints}
+    files: Mapping[str, Any] = remote.ask("results", told, RESULTS_SECONDS)["files"]
+    return files
+
+
+class Results:
     """The files of a run on a machine."""
 
     def __init__(self, remote: Remote, folder: str) -> None:

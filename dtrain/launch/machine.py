@@ -73,12 +73,18 @@ _ANY_HOME = 'case $0 in "~/"*) set -- "$HOME/${0#??}" "$@" ;; *) set -- "$0" "$@
 """The first word of a command may begin with `~/`, whatever shell the user logs in to."""
 
 
+LOGIN_SHELL = ("bash", "-l", "-c", 'exec "$0" "$@"')
+"""In front of a command: with the PATH that a person has there after logging in."""
+
+
 class Remote:
     """A machine and the line to it."""
 
-    def __init__(self, machine: Machine, tunnel: Tunnel) -> None:
+    def __init__(self, machine: Machine, tunnel: Tunnel, shell: tuple[str, ...] = ()) -> None:
+        """`shell` stands in front of dtrain's own modules there, such as LOGIN_SHELL."""
         self.machine = machine
         self.tunnel = tunnel
+        self.shell = shell
 
     @property
     def name(self) -> str:
@@ -103,7 +109,7 @@ class Remote:
 
     def module(self, name: str, told: Mapping[str, Any], timeout_seconds: float, *words: str) -> dict[str, Any]:
         """Run one of dtrain's modules there: JSON in, its last line is JSON."""
-        command = (self.machine.agent_python, "-P", "-m", name, *words)
+        command = (*self.shell, self.machine.agent_python, "-P", "-m", name, *words)
         sent = json.dumps(told).encode()
         try:
             answer = self.tunnel.run(command, sent, timeout_seconds)

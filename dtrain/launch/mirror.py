@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from dtrain.errors import Unreachable
 from dtrain.files import write_json, write_whole
 from dtrain.launch.agent import LOOK_BYTES
 from dtrain.launch.api import Status
@@ -65,6 +66,14 @@ class Mirror:
         told = (read_or_none(self.paths.mirror) or {}).get("seen")
         return None if told is None else (told["time"], Status(told["state"], told["exit_code"], told["reason"]))
 
+    def unreachable(self, error: Unreachable) -> Status:
+        """Unreachable is not dead: it counts as what it was when it was last seen."""
+        last = self.last_seen()
+        if last is None:
+            return Status("pending", None, f"{error.message}; it was not seen yet")
+        when = time.strftime("%H:%M:%S", time.localtime(last[0]))
+        return replace(last[1], reason=f"{error.message}; last seen {when}: {last[1].reason}")
+
     def conclude(self) -> None:
         """Several machines: their endings become the run's one exit.json."""
         if len(self.machines) < 2:
@@ -106,6 +115,8 @@ class Mirror:
         """Where a machine's file belongs here. Of the machines after the first only logs and endings count."""
         if name == "exit.json" and len(self.machines) > 1:
             return self.paths.node(number).ending
+        if name == "exit.json" and number == 0:
+            return self.paths.exit
         if number == 0:
             return self.paths.run / name
         if name == "logs/launch.log":

@@ -14,7 +14,7 @@ from pathlib import Path
 from dtrain.config.load import as_yaml
 from dtrain.launch.api import Job
 from dtrain.launch.ending import DONE, FAILED, INTERRUPTED, Ending, put_aside
-from dtrain.launch.spec import LaunchSpec, spec_for
+from dtrain.launch.spec import LaunchSpec, spec_for, with_python
 from dtrain.paths import RunPaths
 
 
@@ -25,11 +25,11 @@ def member(job: Job, seed: int) -> Job:
     return replace(job, run_id=f"{job.run_id}-{name}", folder=job.folder / name, config=config)
 
 
-def member_files(job: Job, seed: int, spec: LaunchSpec) -> dict[str, str]:
+def member_files(job: Job, seed: int, spec: LaunchSpec, python: str) -> dict[str, str]:
     """What a worker needs, for one member: path → content. `spec` says what is the same for all."""
     one = member(job, seed)
     paths = RunPaths(one.folder)
-    own = spec_for(one, grace_seconds=spec.grace_seconds, env=spec.env)
+    own = with_python(spec_for(one, grace_seconds=spec.grace_seconds, env=spec.env), python)
     return {
         str(paths.config): as_yaml(dict(one.config)),
         str(paths.plan): json.dumps(dict(one.plan), indent=2, ensure_ascii=False) + "\n",

@@ -55,6 +55,11 @@ def grace_seconds(paths: RunPaths) -> float:
     return LaunchSpec.read(paths).grace_seconds
 
 
+def about(paths: RunPaths) -> Mapping[str, Any]:
+    """run.json; empty before there is one."""
+    return ending.read_or_none(paths.about) or {}
+
+
 def job_told(paths: RunPaths) -> Mapping[str, Any]:
     """job.json; empty before there is one."""
     return ending.read_or_none(paths.job) or {}

@@ -116,6 +116,15 @@ def at_place(ranks: tuple[str, ...], first: str, is_first: bool, address: str) -
     return tuple(known.get(word, word) for word in ranks)
 
 
+def with_python(spec: LaunchSpec, python: str) -> LaunchSpec:
+    """The same run with another interpreter: that of the machine it is sent to."""
+
+    def there(command: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(python if word == sys.executable else word for word in command)
+
+    return replace(spec, prepare=there(spec.prepare), ranks=there(spec.ranks))
+
+
 def spec_for(
     job: Job,
     *,

@@ -26,7 +26,7 @@ PermitRootLogin prohibit-password
 PasswordAuthentication no
 Subsystem sftp internal-sftp
 MaxStartups 100
-"""
+{more}"""
 
 
 def why_not() -> str | None:
@@ -64,6 +64,8 @@ class Host:
     key: Path
     namespace: str | None
     link: str = ""
+    more: str = ""
+    """Lines of sshd's configuration."""
     init: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     """Process 1 of the host: its processes do not see those of another, and go with it."""
     server: subprocess.Popen[bytes] | None = field(default=None, repr=False)
@@ -86,7 +88,9 @@ class Host:
         """Start sshd and wait until it listens."""
         config = self.folder / "sshd_config"
         keys = self.key.with_suffix(".pub")
-        config.write_text(CONFIG.format(address=self.address, port=self.port, folder=self.folder, keys=keys))
+        config.write_text(
+            CONFIG.format(address=self.address, port=self.port, folder=self.folder, keys=keys, more=self.more)
+        )
         log = (self.folder / "sshd.log").open("ab")
         if self.namespace and self.init is None:
             inside = ["ip", "netns", "exec", self.namespace]

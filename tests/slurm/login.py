@@ -1,0 +1,52 @@
+"""A login node of the test cluster: a real sshd in a namespace on the cluster's network, with SLURM's commands."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.slurm.cluster import Cluster, run
+from tests.ssh.hosts import Host, new_key
+
+NAME = "slurmlogin"
+Login = Host
+
+
+@contextmanager
+def a_login_node(cluster: Cluster, folder: Path) -> Iterator[Login]:
+    Path("/run/sshd").mkdir(exist_ok=True)
+    address = f"{cluster.network}.10"
+    _remove()
+    try:
+        _network(cluster, address)
+        new_key(folder / "host_key")
+        environment = f"SetEnv SLURM_CONF={cluster.base / 'slurm.conf'}\n"
+        login = Host(folder, address, 22, new_key(folder / "client_key"), NAME, f"v{NAME}"[:15], more=environment)
+        login.up()
+        try:
+            yield login
+        finally:
+            login.power_off()
+    finally:
+        _remove()
+
+
+def _network(cluster: Cluster, address: str) -> None:
+    link = f"v{NAME}"[:15]
+    run("ip", "netns", "add", NAME)
+    run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", NAME)
+    run("ip", "link", "set", link, "master", cluster.bridge, "up")
+    run("ip", "-n", NAME, "addr", "add", f"{address}/24", "dev", "eth0")
+    run("ip", "-n", NAME, "link", "set", "eth0", "up")
+    run("ip", "-n", NAME, "link", "set", "lo", "up")
+    hosts = Path("/etc/netns") / NAME
+    hosts.mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path("/etc/netns") / cluster.names[0] / "hosts", hosts / "hosts")
+
+
+def _remove() -> None:
+    subprocess.run(["ip", "netns", "del", NAME], check=False, capture_output=True)
+    shutil.rmtree(Path("/etc/netns") / NAME, ignore_errors=True)
