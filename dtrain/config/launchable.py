@@ -30,7 +30,6 @@ NOT_YET: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # key, what lau
     ("plan_as", _is_set, "leave plan_as out: it describes another framework, to plan for it"),
     ("load_in_8bit", _is_set, "load_in_8bit: false"),
     ("tensor_parallel_size", _above_one, "tensor_parallel_size: 1"),
-    ("tiled_mlp", _is_set, "tiled_mlp: false"),
     ("torch_compile", _is_set, "torch_compile: false"),
     ("fp8", _is_set, "fp8: false, and bf16: auto"),
     ("cross_entropy", _one_of("compiled", "fused"), "cross_entropy: auto"),

@@ -22,7 +22,8 @@ _ONE_OF: tuple[tuple[str, str, str], ...] = (
 def contradictions(tree: Node) -> list[BadInput]:
     """Every contradiction between keys of the translated tree; types may still be wrong there."""
     keys: dict[str, Node] = tree.value
-    return [*_said_twice(keys), *_precision(keys), *_adapters(keys), *_needs(keys), *_sharding(keys), *_multiples(keys)]
+    rules = (_said_twice, _precision, _adapters, _needs, _sharding, _multiples, _recomputation)
+    return [error for rule in rules for error in rule(keys)]
 
 
 def _said_twice(keys: dict[str, Node]) -> Iterator[BadInput]:
@@ -87,6 +88,12 @@ def _sharding(keys: dict[str, Node]) -> Iterator[BadInput]:
                 f"needs zero_stage {least} or more, and zero_stage is {stage} ({keys['zero_stage'].origin.text()})"
             )
             yield error_at(keys[key].origin, key, message, value=keys[key].value, fix=f"zero_stage: 3, or {key}: none")
+
+
+def _recomputation(keys: dict[str, Node]) -> Iterator[BadInput]:
+    if _is(keys, "tiled_mlp", True) and _is(keys, "gradient_checkpointing", "selective"):
+        why = "cannot stand beside gradient_checkpointing selective: tiles keep no matmul's output"
+        yield _against(keys, "tiled_mlp", "gradient_checkpointing", why, "gradient_checkpointing: full, or offload")
 
 
 def _multiples(keys: dict[str, Node]) -> Iterator[BadInput]:

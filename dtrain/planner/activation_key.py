@@ -57,7 +57,8 @@ class ActivationKey:
     adapter_width: float
     dropout: bool
     packed: bool
-    tiled_mlp: bool
+    tile_share: float
+    """Tokens of a tile of the MLP, of all: 1 where nothing is tiled."""
     sequence_parallel: int
     frozen_keeps: bool
     quantised: bool
@@ -81,7 +82,7 @@ class ActivationKey:
             adapter_width=DTYPE_BYTES[setup.dtypes.compute if setup.shards_weights else setup.dtypes.weights],
             dropout=bool(adapter and adapter.dropout),
             packed=setup.packed,
-            tiled_mlp=setup.tiled_mlp,
+            tile_share=min(1.0, setup.facts.hidden_size / setup.micro_batch_tokens) if setup.tiled_mlp else 1.0,
             sequence_parallel=setup.sequence_parallel_size,
             frozen_keeps=setup.frozen_keeps_inputs,
             quantised=setup.dtypes.frozen in ("nf4", "int8"),

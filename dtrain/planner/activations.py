@@ -58,11 +58,12 @@ def layer_bytes(key: ActivationKey, layer: Layer) -> LayerBytes:
 
 def _mlp_saved(key: ActivationKey, layer: Layer) -> float:
     facts = key.facts
-    if key.tiled_mlp:  # one tile after another, recomputed in backward: only the input is kept (deepspeed TiledMLP)
-        return key.width * facts.hidden_size
     parts = parts_of(facts, layer)
+    shares_input = facts.parallel_residual and layer.norms == 1  # one norm feeds both halves: its output is kept once
+    if key.tile_share < 1:  # one tile after another, recomputed in backward: only the input is kept
+        return 0.0 if shares_input else key.width * facts.hidden_size
     kept = 0.0
-    if not (facts.parallel_residual and layer.norms == 1):  # one norm feeds both halves: its output is kept once
+    if not shares_input:
         kept = facts.hidden_size * key.keeps_input(*parts.ups, *parts.routers)
     kept += inner_width(key, layer) * (_activation_kept(key) + key.keeps_input(*parts.downs))
     return kept + _routing_saved(key, layer)
@@ -123,13 +124,21 @@ def _mlp_working(key: ActivationKey, layer: Layer) -> float:
     The down projection's input is already freed.
     """
     facts, inner = key.facts, inner_width(key, layer)
-    if key.tiled_mlp:
-        tile = min(1.0, facts.hidden_size / key.window)  # ALST takes about hidden_size tokens a tile
-        return key.width * (2 * facts.hidden_size + 7 * inner * tile)
     gradients = 3 if facts.gated_mlp else 2
+    if key.tile_share < 1:
+        inside = _activation_kept(key) + key.width * (1 + gradients)
+        return key.width * 2 * facts.hidden_size + inside * inner * key.tile_share
     routed = _routing_saved(key, layer) * (1 if key.fp32_routing else 0.5)  # gradients of scattered and scaled rows
     working = key.width * (facts.hidden_size + gradients * inner) + routed
     return working - inner * key.keeps_input(*parts_of(facts, layer).downs)
+
+
+def tile_sums(key: ActivationKey, layer: Layer) -> float:
+    """Bytes, not per token: the gradients of a tiled MLP's weights, of all tiles in fp32 and of one as computed."""
+    if key.tile_share == 1 or not key.trained:
+        return 0.0
+    parts = parts_of(key.facts, layer)
+    return (4 + key.width) * sum(one.parameters for one in (*parts.ups, *parts.downs)) / key.tensor_parallel
 
 
 def inner_width(key: ActivationKey, layer: Layer) -> float:
@@ -142,8 +151,7 @@ def forward_working(key: ActivationKey, layer: Layer) -> float:
     """Beside its input, at the fullest moment of a block's forward without gradients: MLP, norm or attention."""
     facts = key.facts
     inner = inner_width(key, layer) * (3 if facts.gated_mlp else 2)
-    tile = min(1.0, facts.hidden_size / key.window) if key.tiled_mlp else 1.0
-    mlp = key.width * (2 * facts.hidden_size + inner * tile) + _routing_saved(key, layer)
+    mlp = key.width * (2 * facts.hidden_size + inner * key.tile_share) + _routing_saved(key, layer)
     norm = norm_working(key) * facts.hidden_size
     query, key_value = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
     attention = key.width * (facts.hidden_size + (3 * query + 3 * key_value) / key.tensor_parallel)

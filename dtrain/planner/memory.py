@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from dtrain.planner.activation_key import ActivationKey
-from dtrain.planner.activations import NO_LAYER, LayerBytes, layer_bytes
+from dtrain.planner.activations import NO_LAYER, LayerBytes, layer_bytes, tile_sums
 from dtrain.planner.attention_bytes import rotary_tables
 from dtrain.planner.logits import evaluation_positions, loss_bytes
 from dtrain.planner.norm_bytes import norm_saved, norm_working
@@ -240,13 +240,14 @@ class Blocks:
         inside = biggest.saved - biggest.shared if recomputes else 0.0
         inside -= biggest.reused if setup.checkpointing == "selective" else 0.0
         inside += _fetched(setup, biggest)
+        sums = max((tile_sums(alive, layer) for layer, _ in setup.facts.layers), default=0.0)
         return cls(
             kept=tokens * (sum(_kept_by(setup, one) * count for one, count in kinds) + last_norm + rotary),
             forward=tokens * max(0.0, biggest.forward + _fetched(setup, biggest) - last_norm) if recomputes else 0.0,
             hidden=tokens * hidden * key.width,
             last_norm=tokens * hidden * norm_working(key),
-            recomputed=tokens * (inside + biggest.working - last_norm),
-            last=tokens * (biggest.saved + biggest.input - biggest.shared + biggest.working + rotary),
+            recomputed=tokens * (inside + biggest.working - last_norm) + sums,
+            last=tokens * (biggest.saved + biggest.input - biggest.shared + biggest.working + rotary) + sums,
             evaluation=evaluation_positions(setup) * (biggest.forward + biggest.input),
         )
 

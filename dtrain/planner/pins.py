@@ -44,7 +44,7 @@ class Space:
 def space_of(loaded: Loaded, profile: Profile, facts: ModelFacts) -> Space:
     """BadInputs with everything that cannot be planned."""
     config = loaded.config
-    errors = [*parallel_errors(loaded, facts), *_adapter_errors(loaded)]
+    errors = [*parallel_errors(loaded, facts), *_adapter_errors(loaded), *_tiling_errors(loaded, facts)]
     if errors:
         raise BadInputs(errors)
     return Space(
@@ -123,6 +123,18 @@ def precision_of(loaded: Loaded, profile: Profile) -> Precision:
 
 
 # --- contradictions -----------------------------------------------------------------------------------------------
+
+
+NO_TOKEN_WISE_MLP = frozenset({"opt", "bloom", "mpt"})
+"""Families whose block has no MLP module that takes and gives hidden states only."""
+
+
+def _tiling_errors(loaded: Loaded, facts: ModelFacts) -> list[BadInput]:
+    if not loaded.config.tiled_mlp or not (facts.experts or facts.family in NO_TOKEN_WISE_MLP):
+        return []
+    why = "has experts" if facts.experts else "has no module of its own for the MLP"
+    message = f"the MLP of {facts.name} cannot be tiled: {facts.family} {why}"
+    return [_at(loaded, "tiled_mlp", message, True, "set tiled_mlp: false")]
 
 
 def _adapter_errors(loaded: Loaded) -> list[BadInput]:

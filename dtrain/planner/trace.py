@@ -69,6 +69,7 @@ def spec_of(setup: Setup, config: Mapping[str, Any]) -> dict[str, Any]:
         "dtype": setup.dtypes.compute,
         "attention": "sdpa",
         "checkpointing": setup.checkpointing,
+        "tiled_mlp": setup.tiled_mlp,
         "cross_entropy": setup.cross_entropy if setup.cross_entropy == "eager" else "chunked",
         "chunks": -(-positions // setup.cross_entropy_chunk_tokens),
         "rows": setup.micro_batch_size,

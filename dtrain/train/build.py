@@ -15,7 +15,7 @@ from dtrain.paths import RunPaths
 from dtrain.planner.choice import Choice
 from dtrain.planner.setup import ZeroBuckets
 from dtrain.track import jsonl
-from dtrain.train import attention, checkpoint, engine, generate, same_run
+from dtrain.train import attention, checkpoint, engine, generate, same_run, tiled_mlp
 from dtrain.train.loop import Progress, Training
 from dtrain.train.loss import LossModel, share_head_with_zero3
 from dtrain.train.lr import LearningRate, warmup_steps
@@ -63,6 +63,8 @@ def build(rank: Rank, prepared: Prepared, schedule: Schedule) -> tuple[Training,
     with_engine, optimizer, _, _ = deepspeed.initialize(
         model=loss_model, optimizer=optimizer, config=told, dist_init_required=False
     )
+    if config.tiled_mlp and choice.zero_stage == 3:
+        tiled_mlp.gather_whole(model)
     undo_dry_step(optimizer)
     progress = resume(rank, checkpoint.States(model, optimizer, choice.zero_stage))
     shard = shard_of(rank.ranks, choice.sequence_parallel_size)

@@ -15,7 +15,7 @@ from torch import nn
 from dtrain.config.schema import Config
 from dtrain.errors import BadInput
 from dtrain.planner.choice import Choice
-from dtrain.train import adapters, attention, recompute
+from dtrain.train import adapters, attention, recompute, tiled_mlp
 from dtrain.train.batch import flat_batch, padded_batch
 from dtrain.train.loss import LossModel
 from dtrain.train.sequence_parallel import SequenceShard
@@ -81,6 +81,8 @@ def load_model(
     if choice.gradient_checkpointing != "none":
         said = config.gradient_checkpointing_kwargs.use_reentrant if config.gradient_checkpointing_kwargs else None
         recompute.enable(model, choice.gradient_checkpointing, said, config.lora_r if config.adapter else None)
+    if config.tiled_mlp:
+        tiled_mlp.tile(model)
     model.config.use_cache = False
     if config.adapter is not None:
         adapters.add(model, config, checkpointed=choice.gradient_checkpointing != "none")

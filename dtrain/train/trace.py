@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dtrain.train import attention, recompute
+from dtrain.train import attention, recompute, tiled_mlp
 from dtrain.train.batch import Batch
 from dtrain.train.live_bytes import LiveBytes
 from dtrain.train.loss import LossModel
@@ -86,6 +86,8 @@ def _model(spec: Mapping[str, Any]) -> Any:
     model.config.use_cache = False
     if spec["checkpointing"] != "none":
         recompute.enable(model, spec["checkpointing"])
+    if spec["tiled_mlp"]:
+        tiled_mlp.tile(model)
     return model
 
 

@@ -46,6 +46,7 @@ CASES = [
     *((family, "full") for family in ("llama", "gemma", "phi", "qwen3_moe")),
     *((family, "selective") for family in ("llama", "gemma", "gpt_neox", "qwen3_moe")),
     ("llama", "offload"),
+    *((family, "full, tiled MLP") for family in ("llama", "gemma", "phi", "gpt_neox")),
 ]
 
 
@@ -54,8 +55,10 @@ def model(family: str) -> ModelFacts:
 
 
 def traced_layout(family: str, checkpointing: str) -> Setup:
+    kind, _, tiled = checkpointing.partition(", ")
     return layout(
-        profile="cpu", facts=model(family), sequence_len=512, micro_batch_size=2, checkpointing=checkpointing,
+        profile="cpu", facts=model(family), sequence_len=512, micro_batch_size=2, checkpointing=kind,
+        tiled_mlp=bool(tiled),
         attention="sdpa", packed=True, cross_entropy_chunk_tokens=256, dtypes=Dtypes("bf16", "bf16"), accumulation=1,
     )  # fmt: skip
 

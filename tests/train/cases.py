@@ -30,6 +30,7 @@ from dtrain.train import attention, checkpoint, engine, export, tiled_mlp
 from dtrain.train import ranks as ranks_of
 from dtrain.train.loop import Progress, Training, train
 from dtrain.train.loss import LossModel, share_head_with_zero3
+from dtrain.train.loss_watch import LossWatch
 from dtrain.train.lr import LearningRate
 from dtrain.train.memory import PeakMemory
 from dtrain.train.model import DTYPES, decide_layout, load_model
@@ -78,6 +79,10 @@ class Case:
     tiled_mlp: bool = False
     persistence: int = 100
     """Parameters of at least so many elements are sharded at stage 3: all but the norms'."""
+    skip: int | None = None
+    """This step, counted from 0, has a bad loss."""
+    passed: int | None = None
+    """This step is gone past without a look."""
     plain: bool = False
     """No DeepSpeed: a PyTorch loop over single rows, the reference of all others."""
 
@@ -162,6 +167,17 @@ def rates(case: Case) -> LearningRate:
     return LearningRate(case.learning_rate, "cosine", case.steps, 2)
 
 
+class BadAt(LossWatch):
+    """Finds one step's loss bad, whatever it is."""
+
+    def __init__(self, step: int | None) -> None:
+        super().__init__(action="stop" if step is None else "skip")
+        self.step = step
+
+    def skips(self, index: int, loss: float) -> bool:
+        return index == self.step
+
+
 def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
     config, choice, rows = config_of(case, folder), choice_of(case, ranks.world), Rows(case.rows)
     ranks = replace(ranks, on_one_row=case.sequence_parallel)
@@ -202,6 +218,7 @@ def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
         config=config, choice=choice, engine=with_engine, optimizer=optimizer, ranks=ranks, rows=rows,  # type: ignore[arg-type]
         schedule=schedule_of(case, rows, ranks.data_ranks), learning_rate=rates(case), layout=case.layout, filler_id=0,  # type: ignore[arg-type]
         shard=shard,
+        loss_watch=BadAt(case.skip), passed=frozenset([] if case.passed is None else [case.passed]),
         memory=Unwatched(ranks.device), eval_rows=rows, save_every=case.save_at,  # type: ignore[arg-type]
         eval_every=case.eval_every, eval_micro=held_out(case, rows, ranks.data_ranks), log=lines.append, save=save,
     )  # fmt: skip
@@ -256,9 +273,11 @@ def plain_case(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def told_of(case: Case, world: int, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    trained = [line for line in lines if "loss" in line]
+    trained = [line for line in lines if "loss" in line]
     return {
-        **asdict(case), "world": world, "losses": [line["loss"] for line in lines],
-        "grad_norms": [line["grad_norm"] for line in lines],
+        **asdict(case), "world": world, "losses": [line["loss"] for line in trained],
+        "grad_norms": [line["grad_norm"] for line in trained],
         "eval_losses": [line["eval_loss"] for line in lines if "eval_loss" in line],
     }  # fmt: skip
 

@@ -43,6 +43,10 @@ def cases(world: int) -> list[Case]:
             Case(f"{kind} zero{stage}", zero_stage=stage, micro_batch_size=micro, checkpointing=kind)
             for kind, stage in (("selective", 0), ("selective", 2), ("selective", 3), ("offload", 1), ("offload", 3))
         ]
+        others += [
+            Case(f"tiled zero{stage} {kind}", stage, micro, checkpointing=kind, tiled_mlp=True)
+            for stage, kind in ((0, "none"), (2, "offload"), (3, "none"), (3, "full"))
+        ]
     if world == 4:
         others.append(Case("one row too few", zero_stage=2, micro_batch_size=2, rows=9, steps=6))
     if world == 1:
