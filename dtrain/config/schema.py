@@ -256,11 +256,14 @@ class Config(Section):
     """Stop after this many evaluations without a better held-out loss."""
     loss_watchdog_threshold: Annotated[float, Field(gt=0)] | None = None
     """A training loss above this, `loss_watchdog_patience` times in a row, ends the run. A loss that is no number ends
-    it at once, whatever is said here. Looked at when a step logs or saves; at every step with action `pass`."""
+    it at once, whatever is said here. Looked at when a step logs or saves; at every step with action `pass` or
+    `skip`."""
     loss_watchdog_patience: Count = 3
-    loss_watchdog_action: Literal["stop", "pass"] = "stop"
-    """`pass`: the next life (`max_restarts`, or `dtrain resume`) goes on from the checkpoint before the bad steps, and
-    past them. They are counted in the metrics, and their rows named in passed.json."""
+    loss_watchdog_action: Literal["stop", "pass", "skip"] = "stop"
+    """`skip`: a step whose loss is above the threshold, or no number, makes no update; so many in a row as
+    `loss_watchdog_patience` are skipped, one more ends the run. It waits for the device at every step. `pass`: the next
+    life (`max_restarts`, or `dtrain resume`) goes on from the checkpoint before the bad steps, and past them. Either
+    way they are counted in the metrics, and their rows named in passed.json."""
     save_steps: Count | None = None
     saves_per_epoch: Count | None = None
     save_total_limit: Count | None = None

@@ -18,10 +18,11 @@ from dtrain.config.schema import Config
 from dtrain.data.rows import TokenRows
 from dtrain.data.schedule import MicroBatch, Schedule, Step
 from dtrain.planner.choice import Choice
+from dtrain.train import gradients
 from dtrain.train.adapters import evaluating
 from dtrain.train.batch import Batch, Slots, flat_batch, padded_batch
 from dtrain.train.engine import clip_gradients, clips_itself, gradient_norm, set_learning_rate
-from dtrain.train.loss_watch import LossWatch, failure
+from dtrain.train.loss_watch import LossWatch, failure, rows_of
 from dtrain.train.lr import LearningRate
 from dtrain.train.memory import PeakMemory
 from dtrain.train.model import Layout
@@ -106,22 +107,18 @@ def train(run: Training, progress: Progress) -> Progress:
     first = progress.step
     for index in range(first, run.schedule.steps):
         step = run.schedule.step(index)
-        if index in run.passed:
-            progress.step, progress.passed_steps = index + 1, progress.passed_steps + 1
-            continue
-        rate = run.learning_rate.at(index)
-        with run.memory.watched(index <= first + 1):  # optimizer states peak in the second
-            loss_sum, norm = optimizer_step(run, index, step, rate)
-
-        progress.step = index + 1
-        progress.tokens_seen += step.tokens
+        done = None
+        if index not in run.passed:
+            with run.memory.watched(index <= first + 1):  # optimizer states peak in the second
+                done = optimizer_step(run, index, step)
+        count(progress, index, step, done)
         due = Due(run, progress)
         line: dict[str, Any] = {}
-        looked = due.log or run.loss_watch.passes
-        if looked:
-            watch_loss(run, index, run.ranks.total(loss_sum.item()) / step.trained_tokens)
-        if due.log:
-            line = metrics(run, progress, step, rate, loss_sum, norm, time.perf_counter() - started)
+        looked = done is not None and (due.log or run.loss_watch.each_step)
+        if done is not None and looked:
+            watch_loss(run, index, done.loss(run, step))
+        if done is not None and due.log:
+            line = metrics(run, progress, step, done, time.perf_counter() - started)
         if due.evaluate:
             line |= {"step": progress.step, "epoch": round(step.epoch, 4), "eval_loss": evaluate(run)}
             judge(progress, line["eval_loss"])
@@ -134,8 +131,8 @@ def train(run: Training, progress: Progress) -> Progress:
         saves = due.save or wish > 0 or ends
         if line:
             started = time.perf_counter()
-        if saves and not looked:
-            watch_loss(run, index, run.ranks.total(loss_sum.item()) / step.trained_tokens)
+        if saves and done is not None and not looked:
+            watch_loss(run, index, done.loss(run, step))
         if saves:
             started += timed(run.save, progress)
         if stop and progress.step < run.schedule.steps:
@@ -145,17 +142,25 @@ def train(run: Training, progress: Progress) -> Progress:
     return progress
 
 
+def count(progress: Progress, index: int, step: Step, done: Done | None) -> None:
+    """A step is behind us: trained on, or gone past."""
+    progress.step = index + 1
+    if done is None:
+        progress.passed_steps += 1
+    else:
+        progress.tokens_seen += step.tokens
+
+
 def watch_loss(run: Training, index: int, loss: float) -> None:
     """RunFailed on every rank for a bad loss, before the weights it made are saved."""
     bad = run.loss_watch.bad_steps(index, loss)
     if not bad:
         return
-    rows = [[row for dealt in run.schedule.step(one).micro for slots in dealt for slot in slots for row in slot]
-            for one in bad]  # fmt: skip
-    if run.loss_watch.passes and run.ranks.is_first:
+    rows = [rows_of(run.schedule.step(one)) for one in bad]
+    if run.loss_watch.each_step and run.ranks.is_first:
         run.write_down(bad, loss, rows)
     run.ranks.wait()
-    raise failure(bad, loss, rows, run.loss_watch.passes)
+    raise failure(bad, loss, rows, run.loss_watch.each_step)
 
 
 def timed(call: Callable[[Progress], None], progress: Progress) -> float:
@@ -165,9 +170,25 @@ def timed(call: Callable[[Progress], None], progress: Progress) -> float:
     return time.perf_counter() - started
 
 
-def optimizer_step(run: Training, index: int, step: Step, rate: float) -> tuple[Tensor, Tensor | None]:
-    """All micro-batches of one step, then the update. Gives this rank's summed loss, and the gradient norm if ours."""
+@dataclass(frozen=True)
+class Done:
+    """What a step left to be told: read only where it is told, since that waits for the device."""
+
+    loss_sum: Tensor
+    """Over this rank's trained tokens."""
+    norm: Tensor | None
+    """Of the gradient; None where DeepSpeed knows it."""
+    rate: float
+
+    def loss(self, run: Training, step: Step) -> float:
+        """The mean over all ranks' trained tokens."""
+        return run.ranks.total(self.loss_sum.item()) / step.trained_tokens
+
+
+def optimizer_step(run: Training, index: int, step: Step) -> Done | None:
+    """All micro-batches of one step, then the update. None where its loss is so bad that the update was left out."""
     engine = run.engine
+    rate = run.learning_rate.at(index)
     set_learning_rate(run.optimizer, rate)
     torch.manual_seed(seed_of(run.config.seed, index, run.ranks.rank))
     loss_sum = torch.zeros((), dtype=torch.float32, device=run.ranks.device)
@@ -179,10 +200,22 @@ def optimizer_step(run: Training, index: int, step: Step, rate: float) -> tuple[
         engine.set_gradient_accumulation_boundary(number == len(step.micro) - 1)
         # DeepSpeed averages over ranks; times world makes it the sum
         engine.backward(loss * (run.ranks.world / step.trained_tokens), scale_wrt_gas=False)
+    if run.loss_watch.action == "skip" and left_out(run, index, Done(loss_sum, None, rate).loss(run, step)):
+        return None
     run.beat("the optimizer's step")
     norm = clip_gradients(engine.module.parameters(), run.config.max_grad_norm) if clips_itself(run.choice) else None
     engine.step()
-    return loss_sum, norm
+    return Done(loss_sum, norm, rate)
+
+
+def left_out(run: Training, index: int, loss: float) -> bool:
+    """Drop the gradients of a step with a bad loss, and write its rows down."""
+    if not run.loss_watch.skips(index, loss):
+        return False
+    gradients.drop(run.optimizer)
+    if run.ranks.is_first:
+        run.write_down([index], loss, [rows_of(run.schedule.step(index))])
+    return True
 
 
 def rehearse(run: Training) -> None:
@@ -223,18 +256,16 @@ class Due:
         return self._every(self.run.save_every)
 
 
-def metrics(
-    run: Training, progress: Progress, step: Step, rate: float, loss_sum: Tensor, norm: Tensor | None, seconds: float
-) -> dict[str, Any]:
+def metrics(run: Training, progress: Progress, step: Step, done: Done, seconds: float) -> dict[str, Any]:
     """The line of metrics.jsonl for one step. Waits for the device: only called for steps that log."""
     steps = progress.step % run.config.logging_steps or run.config.logging_steps
     seconds_per_step = seconds / min(steps, progress.step)
     return {
         "step": progress.step,
         "epoch": round(step.epoch, 4),
-        "loss": run.ranks.total(loss_sum.item()) / step.trained_tokens,
-        "grad_norm": norm.item() if norm is not None else gradient_norm(run.engine),
-        "learning_rate": rate,
+        "loss": done.loss(run, step),
+        "grad_norm": done.norm.item() if done.norm is not None else gradient_norm(run.engine),
+        "learning_rate": done.rate,
         "tokens": step.tokens,
         "trained_tokens": step.trained_tokens,
         "tokens_seen": progress.tokens_seen,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 from dtrain.config.schema import Config
@@ -123,10 +122,14 @@ def connected(rank: Rank, run: Training, saver: Saver, tracker: wandb.Tracker, s
             clock.saved(stood_still[-1], saver.last.seconds if saver.last else 0.0)
         rank.state.stage("training")
 
+    def write_down(steps: Sequence[int], loss: float, rows: Sequence[Sequence[int]]) -> None:
+        rank.say(f"step {steps[-1] + 1} is left out: its loss is {loss:.4g}; its rows: {loss_watch.named(rows)}")
+        loss_watch.write_down(rank.paths.passed, steps, loss, rows)
+
     return replace(
         run, log=log, save=save, save_due=clock.due if clock else lambda: False, stop_asked=lambda: stop.asked,
         beat=rank.heart.beat, loss_watch=LossWatch.of(rank.config), passed=loss_watch.passed(rank.paths.passed),
-        write_down=partial(loss_watch.write_down, rank.paths.passed),
+        write_down=write_down,
     )  # fmt: skip
 
 
