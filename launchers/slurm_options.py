@@ -174,7 +174,7 @@ def _file(value: str) -> str:
 def _login(value: Any) -> Login:
     """`user@host`, or a mapping: an SSH host's entry, and how far to trust it."""
     where = f"{WHERE}.login"
-    entry = {"host": value} if isinstance(value, str) else dict(value)
+    entry = {"host": value} if isinstance(value, str) else {key: one for key, one in value.items() if one is not None}
     own = {"secrets": NAMES, **TRUST_OPTIONS}
     refuse_unknown(entry, ENTRY_OPTIONS | own, where)
     for key in own.keys() & entry.keys():

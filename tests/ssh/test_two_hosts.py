@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +11,7 @@ from dtrain.launch.process import every_process
 from dtrain.launch.tunnel import known_hosts
 from tests.ssh.conftest import VENV
 from tests.ssh.hosts import Host
+from tests.ssh.typed import MODEL, Typed
 
 YAML = """\
 base_model: ./model
@@ -40,11 +36,6 @@ launchers:
     venv: {venv}
     env: {{OMP_NUM_THREADS: 1}}
 """
-MODEL = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 64,
-    "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 512,
-    "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -58,32 +49,6 @@ def project(tmp_path: Path, hosts: list[Host]) -> Path:
     bases = [f"- {{host: {host.where}, base: '{tmp_path}/base {n}'}}\n" for n, host in enumerate(hosts)]
     (folder / "hosts.yaml").write_text("".join(bases))
     return folder
-
-
-class Typed:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, *words: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "dtrain", *words], cwd=self.folder, capture_output=True, text=True, timeout=120,
-            env={**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-        )  # fmt: skip
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout
-
-    def json(self, *words: str, code: int = 0) -> Any:
-        return json.loads(self(*words, "--json", code=code))
-
-    def wait(self, run: str, holds: Any) -> Any:
-        deadline = time.monotonic() + 100
-        while True:
-            told = self.json("status", run)
-            if holds(told):
-                return told
-            assert told["state"] in ("running", "pending"), told
-            assert time.monotonic() < deadline, told
-            time.sleep(0.5)
 
 
 @pytest.mark.slow
