@@ -28,7 +28,7 @@ def attention_saved(key: ActivationKey, layer: Layer) -> float:
         kept += (query + key_value) * norm_saved(key)
     if len(parts.attention) == 1 and facts.family not in WITHOUT_ROTARY:
         kept += key.width * (query + key_value)  # v is a view into the fused product, which stays whole
-    copies = int(key.sequence_parallel > 1) + int(_documents_apart(key) or partly_rotary(facts))
+    copies = int(key.sequence_parallel > 1 or _documents_apart(key) or partly_rotary(facts))
     copies += int(not key.trained and key.frozen_keeps and key.quantised)
     kept += copies * key.width * query  # the output again: from the all-to-all, joined, or laid out for o_proj
     return kept + _band(key, layer)

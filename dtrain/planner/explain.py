@@ -9,6 +9,7 @@ from typing import Any
 from dtrain.planner.batch import Batches
 from dtrain.planner.choose import DIMENSIONS, HEADROOM, HOST_HEADROOM, SAME_SPEED, Candidate, Search
 from dtrain.planner.pins import Space
+from dtrain.planner.throughput import sequence_parallel_seconds
 from dtrain.units import memory
 
 NAMES = {
@@ -56,6 +57,7 @@ def reasons(search: Search, space: Space, batches: Batches) -> tuple[str, ...]:
     return (
         _fit(best),
         f"global batch {best.choice.global_batch_size}: {batches.said}",
+        *_sequence_parallel(best),
         *(_dimension(search, space, name) for name in DIMENSIONS if _worth_saying(best, space, name)),
         _attention(best, space),
         _precision(best),
@@ -144,6 +146,17 @@ def _pace(speed: float) -> str:
     if abs(speed) < 0.005:
         return "as fast"
     return f"{speed:.0%} faster" if speed > 0 else f"{-speed:.0%} slower"
+
+
+def _sequence_parallel(best: Candidate) -> Iterable[str]:
+    setup, size = best.setup, best.choice.sequence_parallel_size
+    if size > 1:
+        share = setup.accumulation * sequence_parallel_seconds(setup) / best.time.step_seconds
+        each = -(-setup.sequence_len // size)
+        yield (
+            f"sequence_parallel_size {size}: a row lies on {size} ranks, {each:,} tokens on each; exchanging tokens "
+            f"for heads takes {share:.0%} of a step"
+        )
 
 
 def _attention(best: Candidate, space: Space) -> str:

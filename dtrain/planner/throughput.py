@@ -8,6 +8,7 @@ the rates and where they come from, `kernels` and `optimizer_time` what they are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -124,7 +125,7 @@ def _micro_batch(setup: Setup) -> dict[str, float]:
         "elementwise": forward.elementwise + backward.elementwise + accumulate_seconds(setup),
         "head": head + loss,
         "launches": max(0.0, forward.launches - forward.kernels) + max(0.0, backward.launches - backward.kernels),
-        "collectives": exposed + _sequence_parallel(setup) + _tensor_parallel(setup),
+        "collectives": exposed + sequence_parallel_seconds(setup) + _tensor_parallel(setup),
         "offload": _exposed(gradients_to_host(setup), _room(busy_backward, setup) - beside_backward),
     }
 
@@ -220,13 +221,13 @@ def _replicas(setup: Setup, gradients: float) -> float:
     return across.reduce(gradients / setup.shard_ranks, 8)
 
 
-def _sequence_parallel(setup: Setup) -> float:
-    """Ulysses: queries, keys, values in and the output out, exchanged among the ranks of a sequence, both ways."""
+def sequence_parallel_seconds(setup: Setup) -> float:
+    """Of a micro-batch. Ulysses: queries, keys, values in and the output out, among a row's ranks, both ways."""
     size = setup.sequence_parallel_size
     if size <= 1:
         return 0.0
     facts = setup.facts
-    channels = facts.head_dim * (2 * facts.heads + 2 * max(facts.kv_heads, size))
+    channels = facts.head_dim * (2 * facts.heads + 2 * math.lcm(facts.kv_heads, size))
     rounds = 2 + RECOMPUTED_ATTENTION[setup.checkpointing]
     sent = setup.micro_batch_tokens * channels * DTYPE_BYTES[setup.dtypes.compute]
     link = link_over(setup.profile, size)
