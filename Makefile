@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "Python's venv is missing. On Debian: apt-get install python3-venv"; rm -rf $(VENV); exit 2; }
 	$(PIP) install -q -c constraints.txt pip setuptools wheel
 	$(PIP) install -q -c constraints.txt torch
-	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[train,wandb,ssh,dev]'
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[train,wandb,ssh,gcp,lambda,dev]'
 	@touch $@
 
 demo: $(READY)

@@ -22,8 +22,6 @@ from dtrain.cloud.provider import (
     Throttled,
 )
 
-from .gcp_request import USER
-
 NAME = "gcp"
 STATES: dict[str, InstanceState] = {
     "PROVISIONING": "starting", "STAGING": "starting", "PENDING": "starting", "REPAIRING": "starting",
@@ -84,7 +82,7 @@ def instance_of(told: Any, project: str) -> Instance:
         node=_number(labels, "dtrain-node", 0), attempt=_number(labels, "dtrain-attempt", 1),
         state=state, reason=told.status_message, preempted=is_spot and state in ("stopping", "stopped"),
         region=region_of(zone), zone=zone, machine=told.machine_type.rsplit("/", 1)[-1],
-        address=public or None, private_address=(interface.network_i_p or None) if interface else None, user=USER,
+        address=public or None, private_address=(interface.network_i_p or None) if interface else None,
         console=console(project, zone, told.name),
     )  # fmt: skip
 

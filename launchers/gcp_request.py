@@ -17,11 +17,10 @@ from dtrain.cloud.provider import Order
 
 from .gcp_options import GcpOptions
 
-IMAGE = "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2204-nvidia-580"
-"""Driver 580 and CUDA 12.9 on Ubuntu 22.04; supported until August 2028 (Deep Learning VM release table)."""
-CPU_IMAGE = "projects/ubuntu-os-cloud/global/images/family/ubuntu-2204-lts"
-USER = "dtrain"
-"""The guest agent makes the users that `ssh-keys` names, with sudo."""
+IMAGE = "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2404-nvidia-580"
+"""Driver 580 and CUDA 12.9 on Ubuntu 24.04, whose Python is 3.12. Google keeps up its CUDA 12.9 images until August
+2028 (Deep Learning VM, release table)."""
+CPU_IMAGE = "projects/ubuntu-os-cloud/global/images/family/ubuntu-2404-lts-amd64"
 _NAMESPACE = uuid.UUID("6f0c4f5e-8d0e-5c1a-9d7b-2f1a4f0e6a11")
 """Any fixed one: it only has to be ours."""
 _SHORTEST_SECONDS = 30
@@ -138,7 +137,7 @@ def _metadata(order: Order) -> list[dict[str, str]]:
     """OS Login would ignore the run's key where the project turns it on."""
     told = {
         "startup-script": order.user_data,
-        "ssh-keys": f"{USER}:{order.public_key.strip()}",
+        "ssh-keys": f"root:{order.public_key.strip()}",
         "block-project-ssh-keys": "TRUE",
         "enable-oslogin": "FALSE",
     }

@@ -88,7 +88,7 @@ def test_a_machine_from_offer_to_nothing(gcp: Gcp, server: GcpServer) -> None:
     assert (made.state, made.zone, made.address) == ("starting", "us-central1-b", None)
     gcp.find(RUN)
     (found,) = gcp.find(RUN)
-    assert (found.state, found.address, found.user, found.id) == ("running", "203.0.113.9", "dtrain", made.id)
+    assert (found.state, found.address, found.user, found.id) == ("running", "203.0.113.9", "root", made.id)
     assert [instance.name for instance in gcp.find()] == [found.name]
     assert gcp.find("20261123-000000-aaaa") == []
     gcp.destroy(found)

@@ -1,0 +1,221 @@
+"""Lambda Cloud, over its HTTP API. It has no idempotency key, no limit of its own and no spot machines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+from dtrain.cloud.provider import (
+    TAG,
+    Abilities,
+    Instance,
+    InstanceState,
+    Need,
+    NoCapacity,
+    NoSuchMachine,
+    Offer,
+    Order,
+    ProviderError,
+)
+
+from .lambda_client import LAUNCH, LambdaApi
+from .lambda_options import KEY_VARIABLE, key_or_refuse, read_options
+from .lambda_pace import Pace
+
+NAME = "lambda"
+CONSOLE = "https://cloud.lambda.ai/instances"
+STATES: dict[str, InstanceState] = {
+    "booting": "starting", "active": "running", "unhealthy": "running", "terminating": "stopping",
+    "preempted": "stopped", "terminated": "gone",
+}  # fmt: skip
+"""InstanceStatus of the API description 1.8.3. An unhealthy machine may still train: only its `reason` tells."""
+_CARDS = (
+    (r"^GH200", "gh200"), (r"^B200", "b200"), (r"^H200", "h200"), (r"^H100 .*PCIe", "h100-pcie"), (r"^H100", "h100"),
+    (r"^A100 \(80 GB.*PCIe", "a100-pcie"), (r"^A100 \(80 GB", "a100-80gb"), (r"^A100 \(40 GB", "a100-40gb"),
+    (r"A6000", "a6000"), (r"V100 \(32 GB", "v100-32gb"), (r"V100", "v100-16gb"),
+)  # fmt: skip
+"""Lambda's `gpu_description`, such as `H100 (80 GB SXM5)` → the catalogue's name."""
+IMAGE = "lambda-stack-24-04"
+"""Ubuntu 24.04, whose Python is 3.12, with NVIDIA's driver: a family of GET /api/v1/images."""
+TERMINATE = "/api/v1/instance-operations/terminate"
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NAME = re.compile(r"dtrain-(?P<run>.+)-n(?P<node>\d+)-a(?P<attempt>\d+)")
+
+
+class Lambda:
+    name = NAME
+    abilities = Abilities(
+        idempotent_create=False, server_side_limit=False, shutdown_ends_billing=False, runs_user_data=True, spot=False,
+        several_nodes=False, watchdog_key=KEY_VARIABLE,
+    )  # fmt: skip
+
+    def __init__(self, options: Mapping[str, Any] | None = None, pace: Pace | None = None) -> None:
+        self.options = read_options(options or {})
+        self._pace = pace
+
+    def offers(self, need: Need) -> Sequence[Offer]:
+        """One for each region, at the live price; where Lambda says there is room first. That is advice: only a launch
+        knows."""
+        if need.spot or need.nodes > 1:
+            raise NoSuchMachine(
+                f"Lambda rents no {'spot machines' if need.spot else 'machines joined by a network'}",
+                key="--on lambda",
+                fix="launch without --spot" if need.spot else "take a profile with one node, or aws or gcp",
+            )
+        types = _fitting(self._api.ask("GET", "/api/v1/instance-types"), need)
+        found = [offer for told in types for offer in _offers(told, need)]
+        if not found:
+            names = ", ".join(told["instance_type"]["name"] for told in types)
+            raise NoCapacity(
+                f"no region has room for {names} now", key="--on lambda", fix="try later, or another provider"
+            )
+        return sorted(found, key=lambda offer: (not offer.capacity, offer.usd_per_hour, offer.region))
+
+    def requests(self, order: Order) -> Sequence[Mapping[str, Any]]:
+        return [
+            {"method": "POST", "path": "/api/v1/ssh-keys", "body": _key(order)},
+            {"method": "POST", "path": LAUNCH, "body": _launch(order)},
+        ]
+
+    def create(self, order: Order) -> Instance:
+        """The key is registered first: a launch names it. What did not come about leaves none."""
+        register, launch = self.requests(order)
+        if not self._key_ids(order.name):
+            self._api.ask(register["method"], register["path"], register["body"])
+        try:
+            (number,) = self._api.ask(launch["method"], launch["path"], launch["body"])["instance_ids"]
+        except ProviderError as refused:
+            if refused.retry_seconds is None:  # nobody will ask for it again: nothing of it may stay
+                self._forget_key(order.name)
+            raise
+        return Instance(
+            provider=NAME, id=number, name=order.name, run_id=order.run_id, node=order.node, state="starting",
+            region=order.offer.region, machine=order.offer.machine, attempt=order.attempt, console=CONSOLE,
+        )  # fmt: skip
+
+    def find(self, run_id: str | None = None) -> Sequence[Instance]:
+        found = (instance_of(told) for told in self._api.ask("GET", "/api/v1/instances"))
+        ours = [one for one in found if one is not None and one.state != "gone"]
+        return [one for one in ours if run_id is None or one.run_id == run_id]
+
+    def destroy(self, instance: Instance) -> None:
+        if instance.id:
+            with suppress(NoSuchMachine):  # what Lambda says of one that is gone
+                self._api.ask("POST", TERMINATE, self.ending(instance)["body"])
+        self._forget_key(instance.name)
+
+    def ending(self, instance: Instance) -> Mapping[str, Any]:
+        """The request that ends a machine, for a watchdog on it. The key stands in it by name."""
+        return {
+            "method": "POST", "url": f"{self.options.endpoint()}{TERMINATE}",
+            "headers": {"Authorization": f"Bearer ${KEY_VARIABLE}"}, "body": {"instance_ids": [instance.id]},
+        }  # fmt: skip
+
+    @cached_property
+    def _api(self) -> LambdaApi:
+        return LambdaApi(key_or_refuse(), self.options, self._pace)
+
+    def _key_ids(self, name: str) -> list[str]:
+        return [key["id"] for key in self._api.ask("GET", "/api/v1/ssh-keys") if key["name"] == name]
+
+    def _forget_key(self, name: str) -> None:
+        for number in self._key_ids(name):
+            try:
+                self._api.ask("DELETE", f"/api/v1/ssh-keys/{number}")
+            except ProviderError:
+                if number in self._key_ids(name):
+                    raise
+                continue  # another process was faster
+
+
+# --- what is sent --------------------------------------------------------------------------------------------------
+
+
+def _key(order: Order) -> dict[str, Any]:
+    return {"name": order.name, "public_key": order.public_key.strip()}
+
+
+def _launch(order: Order) -> dict[str, Any]:
+    """Without an image Lambda takes its newest; the one here is pinned."""
+    return {
+        "region_name": order.offer.region,
+        "instance_type_name": order.offer.machine,
+        "ssh_key_names": [order.name],
+        "name": order.name,
+        "image": _image(order.image or IMAGE),
+        "user_data": _closed_to_others(order.user_data, order.client_address),
+        "tags": [{"key": key, "value": value} for key, value in order.tags.items()],
+    }
+
+
+def _image(said: str) -> dict[str, str]:
+    """An image's id is a UUID; everything else is a family."""
+    return {"id" if _UUID.fullmatch(said) else "family": said}
+
+
+def _closed_to_others(script: str, address: str) -> str:
+    """SSH for one address only, by the machine itself: Lambda's own rules are the account's, and do not exist in
+    us-south-1 (its API description)."""
+    rule = f"iptables -I INPUT -p tcp --dport 22 ! -s {address} -j DROP || echo 'dtrain: SSH is open to all' >&2"
+    head, _, rest = script.partition("\n")
+    return f"{head}\n{rule}\n{rest}" if head.startswith("#!") else f"#!/bin/sh\n{rule}\n{script}"
+
+
+# --- what is answered ----------------------------------------------------------------------------------------------
+
+
+def _fitting(types: Mapping[str, Any], need: Need) -> list[Mapping[str, Any]]:
+    """The machines with the card and the fewest of them that are enough. NoSuchMachine names what there is."""
+    enough = [told for told in types.values() if _is_enough(told["instance_type"], need)]
+    if not enough:
+        cards = sorted({card for told in types.values() if (card := _card(told["instance_type"])) is not None})
+        raise NoSuchMachine(
+            f"Lambda has no machine with {need.gpus} × {need.gpu}", key="--on lambda",
+            allowed=", ".join(cards), fix="take a profile with one of these cards, or another provider",
+        )  # fmt: skip
+    fewest = min(told["instance_type"]["specs"]["gpus"] for told in enough)
+    return [told for told in enough if told["instance_type"]["specs"]["gpus"] == fewest]
+
+
+def _is_enough(kind: Mapping[str, Any], need: Need) -> bool:
+    return _card(kind) == need.gpu and (need.gpu == "cpu" or kind["specs"]["gpus"] >= need.gpus)
+
+
+def _card(kind: Mapping[str, Any]) -> str | None:
+    if kind["specs"]["gpus"] == 0:
+        return "cpu"
+    return next((name for pattern, name in _CARDS if re.search(pattern, kind["gpu_description"])), None)
+
+
+def _offers(told: Mapping[str, Any], need: Need) -> list[Offer]:
+    kind = told["instance_type"]
+    with_room = [region["name"] for region in told["regions_with_capacity_available"]]
+    regions = need.regions or with_room
+    return [
+        Offer(
+            NAME, region, kind["name"], need.gpu, kind["specs"]["gpus"], kind["price_cents_per_hour"] / 100,
+            priced_on="live", price_source="Lambda's API", capacity=region in with_room,
+        )
+        for region in regions
+    ]  # fmt: skip
+
+
+def instance_of(told: Mapping[str, Any]) -> Instance | None:
+    """None: a machine that is not ours. The tag says so, and where it is missing the name."""
+    tags = {tag["key"]: tag["value"] for tag in told.get("tags", [])}
+    named = _NAME.fullmatch(told.get("name", ""))
+    if TAG not in tags and named is None:
+        return None
+    status = told["status"]
+    return Instance(
+        provider=NAME, id=told["id"], name=told.get("name", ""),
+        run_id=tags.get(TAG) or (named["run"] if named else ""),
+        node=int(named["node"]) if named else 0, attempt=int(named["attempt"]) if named else 1,
+        state=STATES.get(status, "starting"),
+        reason="" if status in ("booting", "active") else f"Lambda says {status}",
+        region=told["region"]["name"], machine=told["instance_type"]["name"], address=told.get("ip"),
+        private_address=told.get("private_ip"), preempted=status == "preempted", console=CONSOLE,
+    )  # fmt: skip
