@@ -158,6 +158,25 @@ class RunPaths:
         return self.run / "mirror.lock"
 
     @property
+    def rental(self) -> Path:
+        """`rental.json`: how a rented run stands, in stages with time and money; written by its keeper."""
+        return self.run / "rental.json"
+
+    @property
+    def rented(self) -> Path:
+        """What the keeper of a rented run works with."""
+        return self.run / "rented"
+
+    @property
+    def keeper_lock(self) -> Path:
+        """Held by the process that keeps a rented run."""
+        return self.rented / "keeper.lock"
+
+    @property
+    def keeper_log(self) -> Path:
+        return self.logs / "keeper.log"
+
+    @property
     def past(self) -> Path:
         """`past/N`: exit.json, state.json and error files of the run's N-th life, put aside by a resume."""
         return self.run / "past"
@@ -171,6 +190,11 @@ class RunPaths:
     def passed(self) -> Path:
         """`passed.json`: steps that a bad loss made the run go past, with their rows."""
         return self.run / "passed.json"
+
+    @property
+    def probe(self) -> Path:
+        """`probe.json`: the longest batch, measured before the first step, beside the plan."""
+        return self.run / "probe.json"
 
     @property
     def samples(self) -> Path:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 @profile_option(default="auto")
 @click.option("--on", "on", metavar="LAUNCHER", default="local", show_default=True, help="Where it runs.")
 @click.option("--dry-run", is_flag=True, help="Stop after the plan: show exactly what would be written and run.")
+@click.option(
+    "--probe", is_flag=True, help="First measure two steps at the longest batch beside the plan; they are undone."
+)
 @click.option("--detach", is_flag=True, help="Start it and return; `dtrain attach` watches it later.")
 @click.option("--name", metavar="N", help="The run's name; default: the config's, else the file's.")
 @click.option("--yes", is_flag=True, help="Do not ask before something that costs money.")
@@ -36,6 +39,7 @@ def command(
     profile: str,
     on: str,
     dry_run: bool,
+    probe: bool,
     detach: bool,
     name: str | None,
     yes: bool,
@@ -47,6 +51,7 @@ def command(
     \b
     dtrain launch configs/storyteller-tiny.yaml --profile cpu
     dtrain launch my.yaml --profile a100x8 --dry-run
+    dtrain launch my.yaml --profile auto --probe
     dtrain launch my.yaml --profile 4090x1 --detach --set learning_rate=1e-4
 
     Ctrl-C asks the run to save and stop (exit code 75; `dtrain resume` goes on); a second Ctrl-C ends it at once (130).
@@ -58,7 +63,7 @@ def command(
     from dtrain.show.watch import Interrupts, Watched, observer_of
 
     console = console_for(as_json)
-    made = planned(file, sets, profile)
+    made = planned(file, (*sets, "probe=true") if probe else sets, profile)
     _show_plan(made, console, as_json)
     drafted = draft(made, on, name)
     if dry_run:

@@ -115,6 +115,22 @@ class PlanAs(Section):
     optimizer_in_backward: bool = False
 
 
+class AttentionPattern(Section):
+    """Sparse attention: which earlier tokens of its document a token sees. The same in all layers and heads."""
+
+    kind: Literal["sliding", "longformer", "bigbird"]
+    """sliding: a window; longformer: a window and global tokens; bigbird: both, and blocks drawn at random."""
+    window: Count = 512
+    """Tokens, its own counted."""
+    global_tokens: Annotated[int, Field(ge=0)] = 0
+    """The first tokens of a document, which all later ones see."""
+    random_blocks: Annotated[int, Field(ge=0)] = 0
+    """Earlier blocks that each block of tokens sees besides."""
+    block_tokens: Count = 64
+    seed: int = 0
+    """Of the draw."""
+
+
 class LauncherOptions(Section):
     """What one launcher is told. Each launcher checks its own keys; `extra` is passed on as it is."""
 
@@ -225,6 +241,11 @@ class Config(Section):
     gradient_checkpointing: Checkpointing = "auto"
     gradient_checkpointing_kwargs: GradientCheckpointingKwargs | None = None
     attention: Attention = "auto"
+    attention_pattern: AttentionPattern | None = None
+    """Train with sparse attention. The model folder at the end does not say so: what reads it attends to everything."""
+    segment_memory: Count | None = None
+    """Transformer-XL's recurrence: rows are cut into segments of so many tokens; a token sees its segment and the one
+    before it, whose keys and values pass no gradient."""
     cross_entropy: CrossEntropy = "auto"
     cross_entropy_chunks: Count | Auto = "auto"
     sequence_parallel_size: Count = 1
@@ -279,6 +300,9 @@ class Config(Section):
     collective) hangs: the run ends, with the stacks of all ranks in their logs."""
     max_restarts: Annotated[int, Field(ge=0)] = 0
     """How often a failed run is started again from its last checkpoint, on the same machine, before it ends."""
+    probe: bool = False
+    """Before the first step, take two at the longest batch, measure memory and time beside the plan (probe.json), and
+    undo them to the last bit. `dtrain launch --probe` says it too."""
     on_oom: Literal["stop", "replan"] = "stop"
     """A rank that runs out of memory ends the run, and the message names the next layout that fits. `replan`: that one
     is taken, from the last checkpoint on, with the same global batch (smaller micro-batches, recomputing, sharding,

@@ -18,7 +18,7 @@ from dtrain.paths import RunPaths
 from dtrain.planner.choice import Choice
 from dtrain.planner.plan import versions
 from dtrain.track import jsonl, wandb
-from dtrain.train import checkpoint, loss_watch, ranks, same_run
+from dtrain.train import checkpoint, loss_watch, probe, ranks, same_run
 from dtrain.train.build import Rank, build, schedule_of
 from dtrain.train.interval import SaveClock, hours_between_failures
 from dtrain.train.loop import Progress, Stopped, Training, train
@@ -67,7 +67,10 @@ def whole_run(rank: Rank, prepared: Prepared, schedule: Schedule, stop: StopFlag
             name = rank.config.name or rank.paths.output.name
             tracker = wandb.start(rank.config, name, _wandb_id(rank.paths), rank.paths.run, rank.plan, rank.say)
         saver = saver_of(rank, run, prepared, tracker.run_id)
-        finish(rank, prepared, connected(rank, run, saver, tracker, stop), progress, saver, tracker)
+        ready = connected(rank, run, saver, tracker, stop)
+        if rank.config.probe and progress.step == 0:
+            probed(rank, ready, saver.states)
+        finish(rank, prepared, ready, progress, saver, tracker)
     except Stopped:
         rank.say(words_of_stop(progress.step, saver.last))
         tracker.finish(INTERRUPTED)
@@ -131,6 +134,16 @@ def connected(rank: Rank, run: Training, saver: Saver, tracker: wandb.Tracker, s
         beat=rank.heart.beat, loss_watch=LossWatch.of(rank.config), passed=loss_watch.passed(rank.paths.passed),
         write_down=write_down,
     )  # fmt: skip
+
+
+def probed(rank: Rank, run: Training, states: checkpoint.States) -> None:
+    """Measure two steps, tell them beside the plan, and begin as if nothing had been."""
+    rank.state.stage("probing")
+    told = rank.ranks.gather(probe.probe(run, states))
+    if rank.ranks.is_first:
+        document = probe.compared(rank.plan, told)
+        write_json(rank.paths.probe, document)
+        rank.say(probe.words(document, rank.plan["hours"]))
 
 
 def finish(

@@ -35,6 +35,7 @@ from dtrain.train.lr import LearningRate
 from dtrain.train.memory import PeakMemory
 from dtrain.train.model import DTYPES, decide_layout, load_model
 from dtrain.train.partitions import undo_dry_step
+from dtrain.train.probe import probe
 from dtrain.train.saver import Saver
 from dtrain.train.sequence_parallel import over_ranks, shard_of
 
@@ -83,6 +84,8 @@ class Case:
     """This step, counted from 0, has a bad loss."""
     passed: int | None = None
     """This step is gone past without a look."""
+    probe: bool = False
+    """Two steps at the longest batch first, undone."""
     plain: bool = False
     """No DeepSpeed: a PyTorch loop over single rows, the reference of all others."""
 
@@ -222,6 +225,8 @@ def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
         memory=Unwatched(ranks.device), eval_rows=rows, save_every=case.save_at,  # type: ignore[arg-type]
         eval_every=case.eval_every, eval_micro=held_out(case, rows, ranks.data_ranks), log=lines.append, save=save,
     )  # fmt: skip
+    if case.probe:
+        assert probe(run, states)["step_seconds"] > 0
     train(run, progress)
     saver.wait()
     if case.export:
