@@ -118,7 +118,7 @@ def problems(lines: tunnel.Lines, job: Job, options: SlurmOptions, login: Login)
         seen = remote.probe()
     except (LauncherRefused, Unreachable) as error:
         return [str(DtrainError(error.message, fix=error.fix))]
-    found = machine.problems(remote, seen)
+    found = machine.problems(remote, seen) + machine.lacking(remote, bundle.expected_there(job.config))
     cluster = LoginNode(remote.tunnel)
     if not cluster.has("sbatch"):
         found.append(f"sbatch is not on the PATH of {remote.name} after logging in: is it a login node?")

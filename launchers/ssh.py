@@ -48,6 +48,11 @@ class SshLauncher:
         problems += [
             line for remote in remotes if remote.name in seen for line in machine.problems(remote, seen[remote.name])
         ]
+        if not problems:
+            expected = bundle.expected_there(job.config)
+            problems = [
+                line for lines in far.on_each(remotes, lambda one: machine.lacking(one, expected)) for line in lines
+            ]
         if not problems and job.device == "cuda":
             _refuse_other_gpus(job, seen)
         return problems

@@ -76,6 +76,18 @@ class AutoValues:
 
 def fill_auto(document: Mapping[str, Any], values: AutoValues) -> dict[str, Any]:
     """The document with every "auto" filled. BadInputs with each value that disagrees with the config."""
+    filled, errors = _filled(document, values)
+    if errors:
+        raise BadInputs(errors)
+    return filled
+
+
+def disagreements(document: Mapping[str, Any], values: AutoValues) -> list[BadInput]:
+    """What `fill_auto` will say, as far as it is known before the rows are counted."""
+    return [error for error in _filled(document, values)[1] if error.key not in _OF_THE_SCHEDULE]
+
+
+def _filled(document: Mapping[str, Any], values: AutoValues) -> tuple[dict[str, Any], list[BadInput]]:
     filled: dict[str, Any] = json.loads(json.dumps(document))
     expected = _expected(values)
     for key, value in expected.items():
@@ -83,10 +95,7 @@ def fill_auto(document: Mapping[str, Any], values: AutoValues) -> dict[str, Any]
         if around is not None and around.get(last) == "auto":
             _fill(around, last, value)
     errors = mismatches(filled, {key: value for key, value in expected.items() if key not in _FREE})
-    errors += [_left_auto(key) for key in _autos(filled, "")]
-    if errors:
-        raise BadInputs(errors)
-    return filled
+    return filled, errors + [_left_auto(key) for key in _autos(filled, "")]
 
 
 def mismatches(document: Mapping[str, Any], expected: Mapping[str, Any]) -> list[BadInput]:
@@ -153,6 +162,8 @@ _FREE = {
     "zero_optimization.stage3_param_persistence_threshold",
 }
 """Filled where "auto"; any other value is as good."""
+
+_OF_THE_SCHEDULE = {"deepspeed.scheduler.params.warmup_num_steps", "deepspeed.scheduler.params.total_num_steps"}
 
 _SAID_BY = {
     "train_micro_batch_size_per_gpu": "micro_batch_size", "gradient_accumulation_steps": "gradient_accumulation_steps",

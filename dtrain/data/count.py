@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dtrain.config.find import DATA_ENDINGS
 from dtrain.config.schema import Dataset
-from dtrain.data.locate import KINDS, open_source
+from dtrain.data.locate import open_source
 from dtrain.data.tokenizer import Encoder, named_tokenizer
 from dtrain.errors import BadInput
 
@@ -45,7 +46,7 @@ def _texts(said: str) -> Iterator[str]:
     file = _file(said)
     if file is None:
         yield said
-    elif file.is_dir() or file.suffix.lower() in KINDS:
+    elif file.is_dir() or file.suffix.lower() in DATA_ENDINGS:
         source = open_source(Dataset(path=str(file)), None, "FILE")
         for first in range(0, len(source), BATCH_TEXTS):
             for row in source.read(range(first, min(first + BATCH_TEXTS, len(source)))):

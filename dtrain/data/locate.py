@@ -9,14 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dtrain.config.load import find_file
+from dtrain.config.find import DATA_ENDINGS, find_file, refuse_missing_file
 from dtrain.config.schema import Dataset
 from dtrain.data import hub
 from dtrain.data.sources import Selected, Source, joined, open_json
 from dtrain.errors import BadInput
-
-KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
-"""File ending → what it holds; `.gz` and `.zst` after it are read through `datasets`."""
 
 _SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -24,7 +21,6 @@ _SPLIT_WORDS = {
     "test": ("test", "testing"),
 }
 _METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _SLICE = re.compile(r"(?P<split>[\w.-]+)(\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\])?")
 
 
@@ -42,11 +38,11 @@ def open_source(dataset: Dataset, config_dir: Path | None, key: str) -> Source:
 def _splits(dataset: Dataset, config_dir: Path | None, key: str) -> Mapping[str, Source]:
     patterns = [dataset.data_files] if isinstance(dataset.data_files, str) else list(dataset.data_files or [])
     found = _find(dataset.path, config_dir)
-    if patterns and dataset.path in set(KINDS.values()) and found is None:  # `path: json`, as in Axolotl
+    if patterns and dataset.path in set(DATA_ENDINGS.values()) and found is None:  # `path: json`, as in Axolotl
         files = [file for pattern in patterns for file in _matching(Path(), pattern, config_dir, key)]
         return {"train": _files(files, dataset.path, key)}
     if found is None:
-        _refuse_a_missing_file(dataset.path, config_dir, key)
+        refuse_missing_file(dataset.path, config_dir, f"{key}.path")
         return hub.open_hub(dataset.path, dataset.name, patterns, dataset.revision, key)
     if found.is_file():
         return {"train": _files([found], dataset.ds_type, key)}
@@ -96,7 +92,7 @@ def _files(files: list[Path], said_kind: str | None, key: str) -> Source:
 
 def _kind(file: Path) -> str | None:
     endings = [suffix for suffix in file.suffixes if suffix not in (".gz", ".zst")]
-    return KINDS.get(endings[-1].lower()) if endings else None
+    return DATA_ENDINGS.get(endings[-1].lower()) if endings else None
 
 
 def _folder(folder: Path, said_kind: str | None, key: str) -> Mapping[str, Source]:
@@ -143,20 +139,6 @@ def _place(said: str | None, source: Source) -> int | None:
     if said is None:
         return None
     return round(int(said[:-1]) / 100 * len(source)) if said.endswith("%") else int(said)
-
-
-def _refuse_a_missing_file(said: str, config_dir: Path | None, key: str) -> None:
-    """A path that cannot be a hub name, or that looks like a file, is a missing file."""
-    looks_like_a_file = Path(said).suffix.lower() in KINDS or said.startswith((".", "/", "~"))
-    if not looks_like_a_file and _HUB_NAME.fullmatch(said):
-        return
-    folders = [Path(), *([config_dir] if config_dir is not None else [])]
-    looked = [folder / Path(said).parent for folder in folders]
-    beside = [path for folder in looked if folder.is_dir() for path in sorted(folder.iterdir())]
-    by_name = {path.name: path for path in reversed(beside)}
-    near = difflib.get_close_matches(Path(said).name, by_name, n=1)
-    fix = f"did you mean {by_name[near[0]]}?" if near else f"looked in {', '.join(sorted({str(f) for f in looked}))}"
-    raise BadInput("no such file or folder", key=f"{key}.path", value=said, fix=fix)
 
 
 def _name(source: Source, dataset: Dataset) -> str:

@@ -55,6 +55,12 @@ def moved(config: Mapping[str, Any], folder: str) -> tuple[dict[str, Any], list[
     return there, found
 
 
+def expected_there(config: Mapping[str, Any]) -> list[str]:
+    """Whole paths of the config that are not here: the machine must have them."""
+    said = [holder[key] for _, holder, key in _paths_of(dict(config))]
+    return [path for path in said if isinstance(path, str) and os.path.isabs(path) and not os.path.exists(path)]
+
+
 def _paths_of(config: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Every place of a config that may name a local path: a name for it, the mapping or list, the key."""
     for key in ("base_model", "tokenizer_config"):

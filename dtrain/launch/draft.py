@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dtrain.config import deepspeed_file
 from dtrain.config.launchable import launch_refusals
 from dtrain.config.load import load
 from dtrain.config.origins import Loaded
@@ -16,11 +17,13 @@ from dtrain.config.schema import Config
 from dtrain.errors import BadInputs, LauncherRefused
 from dtrain.hardware.profiles import Profile, looks_like_path, resolve_profile
 from dtrain.launch import load as launchers
-from dtrain.launch.api import Job, Launcher, Rendered
+from dtrain.launch.api import CanFetch, Job, Launcher, Rendered
 from dtrain.launch.create import job_of, new_id, output_folder, refuse_taken, run_files, run_name, settled
+from dtrain.launch.inputs import missing_data
 from dtrain.launch.registry import Entry
 from dtrain.models.facts import ModelFacts
 from dtrain.models.hub import load_facts
+from dtrain.planner.deepspeed_values import auto_values
 from dtrain.planner.measured import own_bias
 from dtrain.planner.nearest import Way, ways_out
 from dtrain.planner.plan import Plan, make_plan, versions
@@ -42,18 +45,34 @@ class Planned:
         return [] if self.plan.accepted else ways_out(self.plan, self.loaded, self.facts)
 
 
-def planned(file: Path, sets: Sequence[str], profile_name: str) -> Planned:
+def planned(file: Path, sets: Sequence[str], profile_name: str, on: str = "local") -> Planned:
     """Read, refuse what cannot run, plan. BadInput(s) for every mistake there is."""
+    elsewhere = isinstance(launchers.load(on), CanFetch)
     loaded = load(file, sets)
-    refusals = launch_refusals(loaded)
+    refusals = launch_refusals(loaded) + missing_data(loaded, elsewhere)
     if refusals:
         raise BadInputs(refusals)
     profile = resolve_profile(profile_name)
     refuse_planned_only(profile)
     facts = load_facts(loaded.config.base_model, revision=loaded.config.revision_of_model, config_dir=file.parent)
     bias = own_bias(profile, versions())
+    plan = make_plan(loaded, profile, facts, bias=bias)
+    _refuse_another_deepspeed_file(loaded, plan, facts)
     own = Path(profile_name).expanduser().read_text() if looks_like_path(profile_name.strip()) else None
-    return Planned(loaded, profile, facts, make_plan(loaded, profile, facts, bias=bias), own)
+    return Planned(loaded, profile, facts, plan, own)
+
+
+def _refuse_another_deepspeed_file(loaded: Loaded, plan: Plan, facts: ModelFacts) -> None:
+    """BadInputs for values of `deepspeed:` that are not what the plan decided; a rank would refuse them later."""
+    file = deepspeed_file.of(loaded.config)
+    if file is None:
+        return
+    wrong = deepspeed_file.disagreements(file.document, auto_values(loaded.config, plan.choice, facts.hidden_size))
+    origin = loaded.origin("deepspeed")
+    for error in wrong:
+        error.file, error.line = origin.file, origin.line
+    if wrong:
+        raise BadInputs(wrong)
 
 
 def refuse_planned_only(profile: Profile) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,17 @@ def settled(machine: Machine, seen: Seen) -> Machine:
     if venv is not None and venv.startswith("~/"):
         venv = seen.home + venv.removeprefix("~")
     return replace(machine, base=seen.base, venv=venv)
+
+
+_EACH_THAT_IS_NOT = 'for path; do [ -e "$path" ] || printf "%s\\n" "$path"; done'
+
+
+def lacking(remote: Remote, paths: Sequence[str]) -> list[str]:
+    """A line for each path that the run names and that is neither here nor there."""
+    if not paths:
+        return []
+    answer = remote.tunnel.run(("sh", "-c", _EACH_THAT_IS_NOT, "sh", *paths))
+    return [f"{path} is neither here nor on {remote.name}" for path in answer.out.decode().splitlines()]
 
 
 def problems(remote: Remote, seen: Seen) -> list[str]:

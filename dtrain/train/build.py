@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dtrain.config import deepspeed_file
@@ -13,9 +13,10 @@ from dtrain.data.schedule import MicroBatch, Schedule, eval_batches, make_schedu
 from dtrain.heartbeat import Heart
 from dtrain.paths import RunPaths
 from dtrain.planner.choice import Choice
+from dtrain.planner.deepspeed_values import auto_values
 from dtrain.planner.setup import ZeroBuckets
 from dtrain.track import jsonl
-from dtrain.train import attention, checkpoint, engine, generate, same_run, tiled_mlp
+from dtrain.train import attention_choice, checkpoint, engine, generate, same_run, tiled_mlp
 from dtrain.train.loop import Progress, Training
 from dtrain.train.loss import LossModel, share_head_with_zero3
 from dtrain.train.lr import LearningRate, warmup_steps
@@ -48,7 +49,8 @@ def build(rank: Rank, prepared: Prepared, schedule: Schedule) -> tuple[Training,
 
     config, choice, device = rank.config, rank.choice, rank.ranks.device
     tokenizer = generate.read_tokenizer(prepared.tokenizer_folder)
-    back_end, passed_over = attention.choose(config.attention, device, DTYPES[choice.precision])
+    sight = attention_choice.sight_of(config)
+    back_end, passed_over = attention_choice.choose(config.attention, device, DTYPES[choice.precision], sight)
     rank.say(f"attention: {back_end}" + "".join(f"\n[dtrain]   not {line}" for line in passed_over))
     if choice.precision == "tf32":
         import torch
@@ -108,17 +110,8 @@ def engine_config(rank: Rank, steps: int) -> dict[str, Any]:
     if file is None:
         return ours
     rate = learning_rate(config, steps)
-    filled = deepspeed_file.fill_auto(
-        file.document,
-        deepspeed_file.AutoValues(
-            micro_batch_size=choice.micro_batch_size, gradient_accumulation_steps=choice.gradient_accumulation_steps,
-            train_batch_size=choice.global_batch_size, max_grad_norm=config.max_grad_norm,
-            learning_rate=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon,
-            weight_decay=config.weight_decay, bf16=choice.precision == "bf16", fp16=choice.precision == "fp16",
-            warmup_steps=rate.warmup_steps, total_steps=steps,
-            hidden_size=rank.plan["model"].get("hidden_size"),
-        ),
-    )  # fmt: skip
+    values = auto_values(config, choice, rank.plan["model"].get("hidden_size"))
+    filled = deepspeed_file.fill_auto(file.document, replace(values, warmup_steps=rate.warmup_steps, total_steps=steps))
     return engine.merged_with_file(ours, {name: value for name, value in filled.items() if name not in engine.OURS})
 
 
@@ -147,7 +140,7 @@ def resume(rank: Rank, states: checkpoint.States) -> Progress:
         if rank.ranks.is_first:
             jsonl.forget_after(rank.paths.metrics, 0)
         return Progress()
-    same_run.refuse_other(rank.config, rank.choice, newest, rank.say)
+    same_run.refuse_other(rank.config, rank.choice, newest, same_run.code_of(states.model))
     checkpoint.load(states, newest, rank.ranks)
     if rank.ranks.is_first:
         jsonl.forget_after(rank.paths.metrics, newest.step)

@@ -84,6 +84,18 @@ BEFORE_ANYTHING_STARTS = [
         told={"message": "no such launcher", "key": "--on", "value": "slrm", "allowed": "local"},
     ),
     Mistake(
+        "a missing data file", (*LAUNCH, "--set", "datasets[0].path=rws.jsonl"),
+        told={"message": "no such file", "key": "datasets[0].path", "value": "rws.jsonl", "fix": "rows.jsonl"},
+    ),
+    Mistake(
+        "a missing data file, for SLURM", (*LAUNCH, "--on", "slurm", "--set", "datasets[0].path=rws.jsonl"),
+        told={"message": "no such file", "key": "datasets[0].path", "value": "rws.jsonl", "fix": "rows.jsonl"},
+    ),
+    Mistake(
+        "a DeepSpeed file that the plan does not follow", (*LAUNCH, "--set", "deepspeed={bf16: {enabled: true}}"),
+        told={"message": "the DeepSpeed config says True", "key": "deepspeed.bf16.enabled", "fix": "auto"},
+    ),
+    Mistake(
         "an unknown option", (*LAUNCH, "--profil", "cpu"),
         told={"message": "--profile", "fix": "dtrain launch --help"},
     ),
@@ -129,10 +141,6 @@ def test_all_mistakes_of_a_file_are_told_at_once(place: Place) -> None:
 CONVERSATION = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
 IN_THE_DATA = [
-    Mistake(
-        "a missing data file", (*LAUNCH, "--set", "datasets[0].path=rws.jsonl"),
-        told={"message": "no such file", "key": "datasets[0].path", "value": "rws.jsonl", "fix": "rows.jsonl"},
-    ),
     Mistake(
         "empty data", (*LAUNCH, "--set", "datasets[0].path=empty.jsonl"),
         told={"message": "no rows", "file": "empty.jsonl", "key": "datasets[0].path"},
