@@ -7,7 +7,17 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from dtrain.cloud.provider import TAG, Abilities, Instance, Need, NoSuchMachine, Offer, Order, ProviderError
+from dtrain.cloud.provider import (
+    TAG,
+    Abilities,
+    Instance,
+    Need,
+    NoSuchMachine,
+    Offer,
+    Order,
+    OutcomeUnknown,
+    ProviderError,
+)
 
 from .gcp_answer import NAME, instance_of, operation_error, region_of
 from .gcp_client import Compute
@@ -48,6 +58,8 @@ class Gcp:
             for call in beside:
                 self._place(call)
             operation = self._compute.insert(machine)
+            if operation is None:  # the order is older than Google remembers its request
+                return self._named(order)
             self._refuse_failed(operation, machine)
         except ProviderError as refused:
             if refused.retry_seconds is None:  # nobody will ask for it again: nothing of it may stay
@@ -71,6 +83,12 @@ class Gcp:
     @cached_property
     def _compute(self) -> Compute:
         return Compute(self.options.project_or_refuse(), self.options.endpoint())
+
+    def _named(self, order: Order) -> Instance:
+        found = [one for one in self.find(order.run_id) if one.name == order.name]
+        if not found:
+            raise OutcomeUnknown(f"{order.name} exists, and Google does not list it yet", key="--on gcp")
+        return found[0]
 
     def _calls(self, order: Order) -> list[Call]:
         return calls(order, read_options({**self._told, **order.options}))

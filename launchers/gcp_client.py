@@ -36,15 +36,13 @@ class Compute:
         self._clients: dict[str, Any] = {}
 
     def insert(self, call: Call) -> Any:
-        """The operation; None for a rule or a policy that is there already."""
+        """The operation; None where a thing of that name is there already."""
         from google.api_core.exceptions import Conflict
 
         try:
             return self._insert(call)
-        except Conflict as caught:
-            if call.kind != "instances":
-                return None
-            raise call_error(caught, spends=True) from caught
+        except Conflict:
+            return None
         except Exception as caught:
             raise call_error(caught, spends=True) from caught
 

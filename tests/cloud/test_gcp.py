@@ -106,6 +106,14 @@ def test_the_same_order_twice_is_one_machine(gcp: Gcp, server: GcpServer) -> Non
     assert [instance.id for instance in gcp.find(RUN)] == [again.id]
 
 
+def test_an_order_that_google_forgot_gives_its_machine_too(gcp: Gcp, server: GcpServer) -> None:
+    """Request ids are remembered for a while only; names are not given twice."""
+    made = gcp.create(order())
+    server.by_request_id.clear()
+    assert gcp.create(order()).id == made.id
+    assert server.created == 1
+
+
 OPERATION_ERRORS = [
     ("ZONE_RESOURCE_POOL_EXHAUSTED", "The zone does not have enough resources available", api.NoCapacity),
     ("ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", "currently unavailable in the zone", api.NoCapacity),
