@@ -33,7 +33,6 @@ NOT_YET: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # key, what lau
     ("torch_compile", _is_set, "torch_compile: false"),
     ("fp8", _is_set, "fp8: false, and bf16: auto"),
     ("cross_entropy", _one_of("compiled", "fused"), "cross_entropy: auto"),
-    ("attention", _one_of("flex", "flash_attention_3"), "attention: auto"),
     ("offload_optimizer", _one_of("nvme"), "offload_optimizer: cpu"),
     ("offload_params", _one_of("nvme"), "offload_params: cpu"),
     (
@@ -42,6 +41,11 @@ NOT_YET: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # key, what lau
         "optimizer: adamw_torch, adamw_torch_fused, adamw_bnb_8bit or sgd",
     ),
 )
+
+
+def can_launch(key: str, value: Any) -> bool:
+    """Whether launch runs this value of a key: only such values may the planner choose by itself."""
+    return not any(key == refused_key and refused(value) for refused_key, refused, _ in NOT_YET)
 
 
 def launch_refusals(loaded: Loaded) -> list[BadInput]:

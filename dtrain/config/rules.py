@@ -14,6 +14,7 @@ _ONE_OF: tuple[tuple[str, str, str], ...] = (
     ("global_batch_size", "gradient_accumulation_steps", "the accumulation follows from global_batch_size"),
     ("warmup_steps", "warmup_ratio", "warmup_ratio is a share of all steps"),
     ("eval_steps", "evals_per_epoch", "both say when to evaluate"),
+    ("attention_pattern", "segment_memory", "both say how far a token looks back"),
     ("save_steps", "saves_per_epoch", "both say when to save"),
 )
 """Pairs of keys that say one thing in two ways."""
@@ -94,6 +95,12 @@ def _recomputation(keys: dict[str, Node]) -> Iterator[BadInput]:
     if _is(keys, "tiled_mlp", True) and _is(keys, "gradient_checkpointing", "selective"):
         why = "cannot stand beside gradient_checkpointing selective: tiles keep no matmul's output"
         yield _against(keys, "tiled_mlp", "gradient_checkpointing", why, "gradient_checkpointing: full, or offload")
+    blocky = (
+        "attention_pattern" if "attention_pattern" in keys else "attention" if _is(keys, "attention", "flex") else ""
+    )
+    if blocky and _is(keys, "gradient_checkpointing", "selective"):
+        why = "cannot stand beside gradient_checkpointing selective: it knows no output of flex_attention to keep"
+        yield _against(keys, blocky, "gradient_checkpointing", why, "gradient_checkpointing: full, or offload")
 
 
 def _multiples(keys: dict[str, Node]) -> Iterator[BadInput]:

@@ -51,6 +51,7 @@ class ActivationKey:
     attention: str
     window: int
     """Tokens of the whole sequence, for attention that is quadratic."""
+    segment: int | None
     tensor_parallel: int
     trained: bool
     targets: frozenset[str]
@@ -76,6 +77,7 @@ class ActivationKey:
             compiled=setup.compiled,
             attention=setup.attention,
             window=setup.sequence_len,
+            segment=setup.segment_memory,
             tensor_parallel=setup.tensor_parallel_size,
             trained=adapter is None,
             targets=adapter.targets if adapter else frozenset(),

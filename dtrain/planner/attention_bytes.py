@@ -70,9 +70,16 @@ def attention_core(key: ActivationKey) -> float:
 
 def _band(key: ActivationKey, layer: Layer) -> float:
     """A narrow window is a mask for torch's sdpa, kept in the compute type: window² per block, whatever the heads."""
+    if key.segment is not None and key.segment < key.window:
+        return _segments(key, key.segment)
     narrow = layer.attention_window is not None and layer.attention_window < key.window
     masked = narrow and key.attention in ("sdpa", "varlen") and not score_bytes(key)
     return key.width * key.window if masked else 0.0
+
+
+def _segments(key: ActivationKey, length: int) -> float:
+    """Each segment's mask over two segments, and a second copy of keys and values behind those of the one before."""
+    return key.width * (2 * length + 2 * key.facts.kv_heads * key.facts.head_dim / key.tensor_parallel)
 
 
 def score_bytes(key: ActivationKey) -> float:

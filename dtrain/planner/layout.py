@@ -11,6 +11,7 @@ from dtrain.models.facts import ModelFacts
 from dtrain.planner.choice import Choice
 from dtrain.planner.optimizers import optimizer_spec
 from dtrain.planner.setup import CHUNK_TOKENS, AdapterSpec, Dtype, Dtypes, Setup, Sharding, ZeroBuckets
+from dtrain.planner.sparse_attention import in_sight
 
 
 def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choice) -> Setup:
@@ -20,7 +21,7 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
     sharding: Sharding = other.sharding or f"zero{choice.zero_stage}"  # type: ignore[assignment]
     positions = choice.micro_batch_size * -(-choice.sequence_len // choice.sequence_parallel_size)
     return Setup(
-        facts=facts,
+        facts=in_sight(config, facts),
         profile=profile,
         sequence_len=choice.sequence_len,
         micro_batch_size=choice.micro_batch_size,
@@ -35,6 +36,7 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
         adapter=adapter_spec(config, facts),
         checkpointing=choice.gradient_checkpointing,
         attention=choice.attention,
+        segment_memory=config.segment_memory,
         cross_entropy=choice.cross_entropy,
         cross_entropy_chunk_tokens=chunk_tokens(config, positions),
         chunks_of_logits=config.plan_as is not None,

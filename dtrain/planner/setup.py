@@ -115,6 +115,8 @@ class Setup:
 
     checkpointing: Literal["none", "full", "selective", "offload"] = "none"
     attention: str = "sdpa"
+    segment_memory: int | None = None
+    """Tokens of a segment that sees itself and the one before; None: no segments."""
     cross_entropy: Literal["eager", "chunked", "compiled", "fused"] = "chunked"
     cross_entropy_chunk_tokens: int = CHUNK_TOKENS
     """Positions per chunk, where the loss is chunked or fused."""

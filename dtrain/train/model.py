@@ -15,7 +15,8 @@ from torch import nn
 from dtrain.config.schema import Config
 from dtrain.errors import BadInput
 from dtrain.planner.choice import Choice
-from dtrain.train import adapters, attention, recompute, tiled_mlp
+from dtrain.train import adapters, attention, attention_choice, recompute, tiled_mlp
+from dtrain.train.attention import UNLIMITED, Sight
 from dtrain.train.batch import flat_batch, padded_batch
 from dtrain.train.loss import LossModel
 from dtrain.train.sequence_parallel import SequenceShard
@@ -57,14 +58,15 @@ def load_model(
     """
     import transformers
 
-    attention.register()
+    sight = attention_choice.sight_of(config)
+    attention.register(sight)
     auto = model_class(config.model_type)
     described = transformers.AutoConfig.from_pretrained(
         source, revision=config.revision_of_model, trust_remote_code=config.trust_remote_code
     )
     told: dict[str, Any] = {
         "dtype": DTYPES[choice.precision],
-        "attn_implementation": implementation(described, back_end),
+        "attn_implementation": implementation(described, back_end, sight),
         "trust_remote_code": config.trust_remote_code,
     }
     with sharded_from_the_start(deepspeed_config, choice.zero_stage):
@@ -89,13 +91,18 @@ def load_model(
     return model
 
 
-def implementation(described: Any, back_end: str) -> str:
+def implementation(described: Any, back_end: str, sight: Sight = UNLIMITED) -> str:
     """transformers' name of the attention: ours where the model lets it be replaced, else the best of its own."""
     import transformers
 
     known = transformers.AutoModelForCausalLM._model_mapping.get(type(described), None)
     if known is None or _replaceable(known):  # remote code: the self-test will tell
         return attention.TRANSFORMERS_NAMES[back_end]
+    if sight != UNLIMITED:
+        raise BadInput(
+            f"{known.__name__} computes attention itself",
+            key="attention_pattern" if sight.pattern else "segment_memory", fix="leave the key out",
+        )  # fmt: skip
     return "sdpa" if getattr(known, "_supports_sdpa", False) and back_end != "eager" else "eager"
 
 

@@ -67,14 +67,13 @@ def test_evaluations_without_data_are_told(config: Any) -> None:
 
 def test_launch_refuses_what_only_a_plan_can_do(config: Any) -> None:
     loaded = config(
-        "load_in_8bit: true\nadapter: lora\ntensor_parallel_size: 1\noptimizer: muon\nattention: flex\n"
+        "load_in_8bit: true\nadapter: lora\ntensor_parallel_size: 1\noptimizer: muon\n"
         "plan_as: {sharding: fsdp2}\noffload_params: nvme\n"
     )
     found = {error.key: error for error in launch_refusals(loaded)}
     assert set(found) == {
         "load_in_8bit",
         "optimizer",
-        "attention",
         "plan_as",
         "offload_params",
     }

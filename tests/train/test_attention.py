@@ -10,7 +10,7 @@ import transformers
 
 from dtrain.config.schema import Config
 from dtrain.errors import BadInput
-from dtrain.train import attention
+from dtrain.train import attention, attention_choice
 from dtrain.train.loss import LossModel
 from dtrain.train.model import decide_layout, implementation, self_test
 
@@ -135,24 +135,24 @@ def test_the_self_test_catches_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_argument_that_would_change_the_result_is_not_dropped() -> None:
     q = torch.randn(1, 2, 4, 8)
-    with pytest.raises(BadInput, match="s_aux"):
-        attention.sdpa_by_document(torch.nn.Module(), q, q, q, s_aux=torch.zeros(2))
+    with pytest.raises(BadInput, match="position_bias"):
+        attention.sdpa_by_document(torch.nn.Module(), q, q, q, position_bias=torch.zeros(2))
 
 
 def test_auto_on_a_cpu_takes_sdpa_and_says_what_the_better_ones_need() -> None:
-    taken, passed_over = attention.choose("auto", torch.device("cpu"), torch.float32)
+    taken, passed_over = attention_choice.choose("auto", torch.device("cpu"), torch.float32)
     assert taken == "sdpa"
-    assert [line.partition(":")[0] for line in passed_over] == ["flash_attention_3", "flash_attention_2", "varlen"]
+    assert [line.partition(":")[0] for line in passed_over] == list(attention_choice.BEST_FIRST[:-1])
 
 
 def test_a_pinned_back_end_that_cannot_run_is_refused() -> None:
     with pytest.raises(BadInput, match="needs a CUDA GPU"):
-        attention.choose("varlen", torch.device("cpu"), torch.float32)
+        attention_choice.choose("varlen", torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", ["varlen", "flash_attention_2", "flash_attention_3"])
+@pytest.mark.parametrize("name", attention_choice.BEST_FIRST)
 def test_a_gpu_kernel_is_right_or_says_why_not(name: str) -> None:
-    reason = attention.why_not(name, torch.device("cuda"), torch.bfloat16)
+    reason = attention_choice.why_not(name, torch.device("cuda"), torch.bfloat16)
     assert reason is None or "needs" in reason, reason
