@@ -12,6 +12,14 @@ _PR_SET_PDEATHSIG = 1
 """linux/prctl.h"""
 
 
+ACCEPT_CHANGES = "DTRAIN_ACCEPT_CHANGES"
+"""In the environment of one life of a run, by `dtrain resume --force`: other data, another tokenizer, other code."""
+
+
+def accepts_changes() -> bool:
+    return os.environ.get(ACCEPT_CHANGES) == "1"
+
+
 def die_with_parent() -> None:
     """Ask Linux to kill this process when the thread that started it ends; elsewhere it does nothing."""
     libc = ctypes.CDLL(None, use_errno=True)

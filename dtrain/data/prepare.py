@@ -33,6 +33,7 @@ from dtrain.data.rows import RowsWriter, TokenRows, checksums
 from dtrain.data.tokenizer import Encoder, blank_tokenizer, fingerprint, load_tokenizer, train_tokenizer
 from dtrain.errors import BadInput, BadInputs, DtrainError, RunFailed
 from dtrain.files import read_json, sync_folder, write_json
+from dtrain.own_process import accepts_changes
 from dtrain.paths import RunPaths
 
 FORMAT = 1
@@ -290,7 +291,8 @@ def refuse_other_data(run: RunPaths, now: Mapping[str, Any]) -> None:
         before = read_json(run.data)
     except (OSError, ValueError):
         return  # its first life, or `dtrain resume --force`
-    if before.get("fingerprint") == now["fingerprint"] or not any(run.checkpoints.glob("step-*")):
+    same = before.get("fingerprint") == now["fingerprint"] or accepts_changes()
+    if same or not any(run.checkpoints.glob("step-*")):
         return
     what = "rows" if _tokenizer_file(before) == _tokenizer_file(now) else "tokenizer"
     counts = [{split: told.get(split) for split in ("train", "eval")} for told in (before, now)]

@@ -71,6 +71,10 @@ class JsonLines:
         text = self._bytes[self.starts[row] : self.starts[row + 1]]
         try:
             found = json.loads(text.removeprefix(b"\xef\xbb\xbf"))
+            if _may_hold_surrogates(text):
+                json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise self._error(row, _half_a_character(row, error), fix=_MEND_SURROGATE) from None
         except (ValueError, RecursionError) as error:
             raise self._broken(row, text, error) from None
         if not isinstance(found, dict):
@@ -92,6 +96,25 @@ class JsonLines:
         return BadInput(message, file=str(self.file), line=int(self.lines[row]), fix=fix)
 
 
+def _may_hold_surrogates(text: bytes) -> bool:
+    return b"\\ud" in text or b"\\uD" in text
+
+
+def _half_a_character(row: int, error: UnicodeEncodeError) -> str:
+    return f"row {row + 1} holds half of a character ({error.object[error.start]!a}), which is no text"
+
+
+_MEND_SURROGATE = "write the character whole: text cut in the middle of a \\ud83d\\ude00 pair leaves such a half"
+
+
+def _refuse_surrogates(file: Path, rows: Sequence[Any]) -> None:
+    for number, row in enumerate(rows):
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise BadInput(_half_a_character(number, error), file=str(file), fix=_MEND_SURROGATE) from None
+
+
 @dataclass(frozen=True, eq=False)
 class JsonArray:
     """A file that holds one JSON list of objects."""
@@ -105,6 +128,8 @@ class JsonArray:
         content = file.read_bytes()
         try:
             rows = json.loads(content.removeprefix(b"\xef\xbb\xbf"))
+            if _may_hold_surrogates(content):
+                _refuse_surrogates(file, rows)
         except json.JSONDecodeError as error:
             whole = _objects_before(content, error.pos)
             raise BadInput(

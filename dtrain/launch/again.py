@@ -19,10 +19,8 @@ from dtrain.launch.layout import planned_again
 from dtrain.launch.load import load
 from dtrain.launch.registry import Entry
 from dtrain.launch.standing import other_run
+from dtrain.own_process import ACCEPT_CHANGES
 from dtrain.paths import RunPaths
-
-ACCEPT_CHANGES = "DTRAIN_ACCEPT_CHANGES"
-"""`dtrain resume --force` sets it for one life: other data, another tokenizer, other code are gone on with."""
 
 
 def go_on(

@@ -16,7 +16,6 @@ from dtrain.files import read_json, write_json
 from dtrain.heartbeat import Heart
 from dtrain.paths import RunPaths
 from dtrain.planner.choice import Choice
-from dtrain.planner.plan import versions
 from dtrain.track import jsonl, wandb
 from dtrain.train import checkpoint, loss_watch, probe, ranks, same_run
 from dtrain.train.build import Rank, build, schedule_of
@@ -33,7 +32,7 @@ from dtrain.train.worker import INTERRUPTED, StateFile, Voice, wait_for_data
 
 def execute(paths: RunPaths, config: Config, choice: Choice, plan: dict[str, Any], stop: StopFlag) -> int:
     """The whole run of this rank: 0 when the model is written, 75 when it was asked to stop and has saved."""
-    alone = ranks.from_environment(on_one_row=choice.sequence_parallel_size)
+    alone = ranks.from_environment(choice.sequence_parallel_size, config.tensor_parallel_size)
     state = StateFile(paths.state, alone.is_first)
     state.stage("starting")
     prepared = open_prepared(wait_for_data(paths, stop))
@@ -86,7 +85,8 @@ def saver_of(rank: Rank, run: Training, prepared: Prepared, wandb_run_id: str | 
     """What writes this run's checkpoints, and what their manifests tell of it."""
     config = rank.config
     about = {
-        "versions": versions(), "choice": asdict(rank.choice), "wandb_run_id": wandb_run_id,
+        "versions": same_run.code_of(run.engine.module.model), "choice": asdict(rank.choice),
+        "wandb_run_id": wandb_run_id,
         "schedule": same_run.facts(config, rank.choice), "data": {"fingerprint": prepared.fingerprint},
         "random": {"seed": config.seed, "state": "of step and rank: dtrain.train.loop.seed_of"},
     }  # fmt: skip

@@ -1,15 +1,21 @@
-"""Whether a checkpoint belongs to the run as it is now: a step's number must mean the same rows."""
+"""Whether a checkpoint belongs to the run as it is now: a step's number must mean the same rows, and the same code."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import inspect
+from pathlib import Path
 from typing import Any
 
 from dtrain.config.schema import Config
 from dtrain.errors import BadInput
+from dtrain.own_process import accepts_changes
 from dtrain.planner.choice import Choice
 from dtrain.planner.plan import versions
 from dtrain.train.checkpoint import Checkpoint
+
+MODEL_CODE = "model_code"
+"""Beside versions: a hash of the code that came with the model (`trust_remote_code`)."""
 
 
 def facts(config: Config, choice: Choice) -> dict[str, Any]:
@@ -20,8 +26,22 @@ def facts(config: Config, choice: Choice) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def refuse_other(config: Config, choice: Choice, found: Checkpoint, say: Callable[[str], None]) -> None:
-    """BadInput when one of the facts changed since the checkpoint. Other versions of libraries are only told."""
+def code_of(model: Any) -> dict[str, str | None]:
+    """The code that trains: versions of libraries, and of a model's own code a hash."""
+    own = type(model).__module__.startswith("transformers_modules")
+    return {**versions(), **({MODEL_CODE: _hash_beside(inspect.getfile(type(model)))} if own else {})}
+
+
+def _hash_beside(file: str) -> str:
+    """Of all Python files in the folder of one; transformers copies a model's code into a folder of its own."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(file).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def refuse_other(config: Config, choice: Choice, found: Checkpoint, code: dict[str, str | None]) -> None:
+    """BadInput when one of the facts changed since the checkpoint, or the code did and `--force` was not said."""
     now = facts(config, choice)
     changed = [name for name, value in found.schedule.items() if name in now and now[name] != value]
     if changed:
@@ -30,6 +50,11 @@ def refuse_other(config: Config, choice: Choice, found: Checkpoint, say: Callabl
             file=str(found.folder), value=now[changed[0]], allowed=found.schedule[changed[0]],
             fix="put it back in the run's config.yaml, or launch a new run",
         )  # fmt: skip
-    for name, version in versions().items():
-        if found.versions.get(name, version) != version:
-            say(f"{name} {version}: the checkpoint was written by {found.versions[name]}")
+    other = [name for name, version in found.versions.items() if code.get(name) != version]
+    if other and not accepts_changes():
+        told = ", ".join(f"{name} {found.versions[name]} → {code.get(name)}" for name in other)
+        raise BadInput(
+            f"the code changed since the checkpoint was written: {told}", file=str(found.folder), key=other[0],
+            value=code.get(other[0]), allowed=found.versions[other[0]],
+            fix=f"install what it was, or go on with what is here: dtrain resume {found.folder.parents[2]} --force",
+        )  # fmt: skip

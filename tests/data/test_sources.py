@@ -243,3 +243,12 @@ def test_a_name_no_hub_knows_and_a_hub_that_does_not_answer(tmp_path: Path) -> N
     assert no_tokenizer.startswith("base_model | the tokenizer cannot be loaded: nobody/none is not a local folder")
     assert shut == "datasets[0].path | the hub cannot be reached, and this is no local file"
     assert shut_too == "base_model | the hub cannot be reached, and this is no local folder"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_half_a_character_is_told_with_its_row(tmp_path: Path, name: str) -> None:
+    rows = ['{"text": "whole \\ud83d\\ude00"}', '{"text": "half \\ud83d"}']
+    text = "\n".join(rows) if name.endswith("l") else "[" + ",\n".join(rows) + "]"
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BadInput, match=r"row 2 holds half of a character \('\\ud83d'\)"):
+        open_json(tmp_path / name).read([0, 1])
