@@ -63,7 +63,7 @@ def command(
     from dtrain.show.watch import Interrupts, Watched, observer_of
 
     console = console_for(as_json)
-    made = planned(file, (*sets, "probe=true") if probe else sets, profile)
+    made = planned(file, (*sets, "probe=true") if probe else sets, profile, on)
     _show_plan(made, console, as_json)
     drafted = draft(made, on, name)
     if dry_run:
