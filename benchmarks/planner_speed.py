@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dtrain.config.load import loads
 from dtrain.hardware.profiles import resolve_profile
 from dtrain.models.hub import load_facts
-from dtrain.planner.batch import batches
 from dtrain.planner.choose import search
 from dtrain.planner.pins import space_of
 from dtrain.planner.rent import Limits, rent
@@ -23,9 +22,9 @@ def search_seconds() -> float:
     """A search, per 5,000 layouts. To reach: under 1."""
     loaded = loads(TEXT + "global_batch_size: 720720")
     profile, facts = resolve_profile("a100x8"), load_facts("meta-llama/Llama-3.1-8B", revision=None, config_dir=None)
-    space, sizes = space_of(loaded, profile, facts), batches(loaded, profile)
+    space = space_of(loaded, profile, facts)
     before = time.process_time()
-    found = search(loaded, facts, profile, space, sizes)
+    found = search(loaded, facts, profile, space)
     return (time.process_time() - before) / len(found.candidates) * 5000
 
 

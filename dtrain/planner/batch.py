@@ -9,7 +9,7 @@ A sample is a row, or a packed row when packing. Nothing that was said is ever c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dtrain.config.origins import Loaded
 from dtrain.config.schema import Config
@@ -31,6 +31,7 @@ class Batches:
     data_parallel: int
     said: str
     """One sentence: what the file said, or which default was taken."""
+    sequence_parallel: int = 1
 
     @property
     def is_fixed(self) -> bool:
@@ -40,22 +41,26 @@ class Batches:
         return micro * accumulation * self.data_parallel
 
 
-def data_parallel_ranks(loaded: Loaded, profile: Profile) -> int:
+def data_parallel_ranks(loaded: Loaded, profile: Profile, sequence_parallel: int) -> int:
     """GPUs that read different samples. BadInput when sequence and tensor parallel do not divide the GPUs."""
-    config = loaded.config
-    group = config.sequence_parallel_size * config.tensor_parallel_size
+    group = sequence_parallel * loaded.config.tensor_parallel_size
     if profile.gpus % group:
-        key = "sequence_parallel_size" if config.sequence_parallel_size > 1 else "tensor_parallel_size"
+        key = "sequence_parallel_size" if sequence_parallel > 1 else "tensor_parallel_size"
         fix = f"choose a divisor of {profile.gpus}, or a profile with a multiple of {group} GPUs"
         message = f"{profile.gpus} GPUs cannot be split into groups of {group}"
         raise _located(loaded, key, message, group, allowed=", ".join(map(str, divisors(profile.gpus))), fix=fix)
     return profile.gpus // group
 
 
-def batches(loaded: Loaded, profile: Profile) -> Batches:
-    """What may be chosen. BadInput when the figures contradict each other or do not divide."""
+def batches(loaded: Loaded, profile: Profile, sequence_parallel: int = 0) -> Batches:
+    """What may be chosen, with the file's sequence parallel or another. BadInput when the figures contradict each
+    other or do not divide."""
+    size = sequence_parallel or loaded.config.sequence_parallel_size
+    return replace(_batches(loaded, data_parallel_ranks(loaded, profile, size)), sequence_parallel=size)
+
+
+def _batches(loaded: Loaded, ranks: int) -> Batches:
     config = loaded.config
-    ranks = data_parallel_ranks(loaded, profile)
     if config.gradient_accumulation_steps and config.batch_size:
         raise _located(
             loaded, "batch_size", "give batch_size or gradient_accumulation_steps, not both", config.batch_size

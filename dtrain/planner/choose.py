@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 from dtrain.config.origins import Loaded
+from dtrain.errors import BadInput
 from dtrain.hardware.profiles import Profile
 from dtrain.models.facts import ModelFacts
-from dtrain.planner.batch import Batches
+from dtrain.planner.batch import Batches, batches
 from dtrain.planner.choice import Choice
 from dtrain.planner.layout import setup_from
 from dtrain.planner.measured import NO_BIAS, Bias
 from dtrain.planner.memory import Memory, estimate_memory, scaled
-from dtrain.planner.pins import Space
+from dtrain.planner.pins import ATTENTION, CHECKPOINTING, CROSS_ENTROPY, Space
 from dtrain.planner.setup import Setup
 from dtrain.planner.throughput import StepTime, estimate_time, slowed
 
@@ -25,15 +27,26 @@ HOST_HEADROOM = 0.10
 SAME_SPEED = 0.05
 """Layouts this close to the fastest cannot be told apart by an estimate; the simplest of them is taken."""
 
-DIMENSIONS = ("zero_stage", "offload_optimizer", "offload_params", "gradient_checkpointing", "micro_batch_size")
+DIMENSIONS = (
+    "zero_stage", "offload_optimizer", "offload_params", "gradient_checkpointing", "micro_batch_size", "cross_entropy",
+    "attention", "sequence_parallel_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Candidate:
+    """One layout and its memory. Its time is worked out when somebody asks: most layouts do not fit."""
+
     choice: Choice
     setup: Setup
     memory: Memory
-    time: StepTime
+    bias: Bias = NO_BIAS
+    """Which `memory` contains already."""
+
+    @cached_property
+    def time(self) -> StepTime:
+        exact = estimate_time(self.setup)
+        return exact if self.bias == NO_BIAS else slowed(exact, self.bias.time)
 
     @property
     def seconds_per_sample(self) -> float:
@@ -77,13 +90,16 @@ class Candidate:
 
     @property
     def complexity(self) -> tuple[int, ...]:
-        """Simplest first: nothing offloaded, low stage, nothing recomputed, few accumulation steps."""
+        """Simplest first: usual kernels, nothing offloaded, low stage, little recomputed, few accumulation steps."""
         choice = self.choice
         return (
+            ATTENTION.index(choice.attention) if choice.attention in ATTENTION else len(ATTENTION),
+            CROSS_ENTROPY.index(choice.cross_entropy),
+            choice.sequence_parallel_size,
             int(choice.offload_params != "none"),
             int(choice.offload_optimizer != "none"),
             choice.zero_stage,
-            int(choice.gradient_checkpointing != "none"),
+            CHECKPOINTING.index(choice.gradient_checkpointing),
             choice.gradient_accumulation_steps,
         )
 
@@ -94,15 +110,34 @@ class Search:
 
     best: Candidate
     candidates: tuple[Candidate, ...]
+    batch: str
+    """What was said about the batch."""
 
 
-def search(
-    loaded: Loaded, facts: ModelFacts, profile: Profile, space: Space, batches: Batches, bias: Bias = NO_BIAS
-) -> Search:
-    """Estimate all layouts and take one. When none is within the headroom, the one nearest to fitting is `best`."""
-    estimated = (_candidate(loaded, facts, profile, one) for one in layouts(loaded, space, batches))
-    candidates = tuple(estimated if bias == NO_BIAS else (_biased(one, bias) for one in estimated))
-    return Search(best_of(candidates), candidates)
+def search(loaded: Loaded, facts: ModelFacts, profile: Profile, space: Space, bias: Bias = NO_BIAS) -> Search:
+    """Estimate all layouts and take one; more ranks to a row of tokens only where nothing fits without.
+
+    When none is within the headroom, the one nearest to fitting is `best`. BadInput where batches do not divide.
+    """
+    seen: list[Candidate] = []
+    first = batches(loaded, profile, space.sequence_parallel[0])
+    for sizes in (first, *_shared_rows(loaded, profile, space, first)):
+        seen += [_candidate(loaded, facts, profile, one, bias) for one in layouts(loaded, space, sizes)]
+        best = best_of(seen)
+        if best.within_headroom:
+            break
+    return Search(best, tuple(seen), first.said)
+
+
+def _shared_rows(loaded: Loaded, profile: Profile, space: Space, first: Batches) -> Iterator[Batches]:
+    """The same global batch with larger groups of ranks to a row, small groups first."""
+    for size in space.sequence_parallel[1:]:
+        try:
+            sizes = batches(loaded, profile, size)
+        except BadInput:  # the batch that was asked for cannot be split so
+            continue
+        if sizes.global_batch(*sizes.pairs[0]) == first.global_batch(*first.pairs[0]):
+            yield sizes
 
 
 def best_of(candidates: Sequence[Candidate]) -> Candidate:
@@ -118,12 +153,12 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
     return min(candidates, key=lambda one: (one.need, one.complexity))
 
 
-def layouts(loaded: Loaded, space: Space, batches: Batches) -> Iterator[Choice]:
+def layouts(loaded: Loaded, space: Space, sizes: Batches) -> Iterator[Choice]:
     """All combinations that make sense."""
     config = loaded.config
     rows = product(
         space.zero_stages, space.offload_optimizer, space.offload_params, space.checkpointing, space.attention,
-        space.cross_entropy, batches.pairs,
+        space.cross_entropy, sizes.pairs,
     )  # fmt: skip
     for stage, optimizer, params, checkpointing, attention, cross_entropy, (micro, accumulation) in rows:
         if (optimizer != "none" and stage == 0) or (params != "none" and stage != 3):
@@ -136,9 +171,9 @@ def layouts(loaded: Loaded, space: Space, batches: Batches) -> Iterator[Choice]:
             offload_params=params,
             micro_batch_size=micro,
             gradient_accumulation_steps=accumulation,
-            global_batch_size=batches.global_batch(micro, accumulation),
+            global_batch_size=sizes.global_batch(micro, accumulation),
             gradient_checkpointing=checkpointing,
-            sequence_parallel_size=config.sequence_parallel_size,
+            sequence_parallel_size=sizes.sequence_parallel,
             attention=attention,
             cross_entropy=cross_entropy,
             precision=space.precision,
@@ -148,10 +183,7 @@ def layouts(loaded: Loaded, space: Space, batches: Batches) -> Iterator[Choice]:
         )
 
 
-def _biased(one: Candidate, bias: Bias) -> Candidate:
-    return replace(one, memory=scaled(one.memory, bias.memory), time=slowed(one.time, bias.time))
-
-
-def _candidate(loaded: Loaded, facts: ModelFacts, profile: Profile, choice: Choice) -> Candidate:
+def _candidate(loaded: Loaded, facts: ModelFacts, profile: Profile, choice: Choice, bias: Bias) -> Candidate:
     setup = setup_from(loaded.config, facts, profile, choice)
-    return Candidate(choice, setup, estimate_memory(setup), estimate_time(setup))
+    memory = estimate_memory(setup)
+    return Candidate(choice, setup, memory if bias == NO_BIAS else scaled(memory, bias.memory), bias)

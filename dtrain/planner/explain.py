@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from dtrain.planner.batch import Batches
 from dtrain.planner.choose import DIMENSIONS, HEADROOM, HOST_HEADROOM, SAME_SPEED, Candidate, Search
 from dtrain.planner.pins import Space
 from dtrain.planner.throughput import sequence_parallel_seconds
@@ -18,6 +17,9 @@ NAMES = {
     "offload_params": "offload_params",
     "gradient_checkpointing": "gradient_checkpointing",
     "micro_batch_size": "micro_batch_size",
+    "cross_entropy": "cross_entropy",
+    "attention": "attention",
+    "sequence_parallel_size": "sequence_parallel_size",
 }
 
 
@@ -51,21 +53,21 @@ def neighbours(search: Search, space: Space) -> tuple[Neighbour, ...]:
     )  # fmt: skip
 
 
-def reasons(search: Search, space: Space, batches: Batches) -> tuple[str, ...]:
+def reasons(search: Search, space: Space) -> tuple[str, ...]:
     """What was chosen and why, most important first."""
     best = search.best
     return (
         _fit(best),
-        f"global batch {best.choice.global_batch_size}: {batches.said}",
-        *_sequence_parallel(best),
+        f"global batch {best.choice.global_batch_size}: {search.batch}",
         *(_dimension(search, space, name) for name in DIMENSIONS if _worth_saying(best, space, name)),
-        _attention(best, space),
         _precision(best),
     )
 
 
 def _worth_saying(best: Candidate, space: Space, name: str) -> bool:
-    return not (name == "offload_params" and best.choice.offload_params == "none" and name not in space.said)
+    """Not that nothing is offloaded or shared out where nobody asked."""
+    silent = {"offload_params": "none", "sequence_parallel_size": 1}
+    return name not in silent or name in space.said or getattr(best.choice, name) != silent[name]
 
 
 def _fit(best: Candidate) -> str:
@@ -90,11 +92,9 @@ def _dimension(search: Search, space: Space, name: str) -> str:
     value = getattr(best.choice, name)
     label = f"{NAMES[name]} {value}"
     if name in space.said:
-        return f"{label}: as the file says"
-    rivals = list(_best_by_value(search, name))
-    if not rivals:
-        return f"{label}: the only way here"
-    return f"{label}: " + "; ".join(_compare(best, rival, name) for rival in rivals[:2])
+        return f"{label}: as the file says{_remark(best, name)}"
+    said = "; ".join(_compare(best, rival, name) for rival in list(_best_by_value(search, name))[:2])
+    return f"{label}: {said or 'the only way here'}{_remark(best, name)}"
 
 
 def _best_by_value(search: Search, name: str) -> Iterable[Candidate]:
@@ -119,8 +119,9 @@ def _micro(one: Candidate) -> int:
 
 
 def _same_but(best: Candidate, other: Candidate, name: str) -> bool:
-    free = {name, "gradient_accumulation_steps"} if name == "micro_batch_size" else {name}
-    fields = (*DIMENSIONS, "attention", "cross_entropy", "gradient_accumulation_steps")
+    accumulates = name in ("micro_batch_size", "sequence_parallel_size")
+    free = {name, "gradient_accumulation_steps"} if accumulates else {name}
+    fields = (*DIMENSIONS, "gradient_accumulation_steps")
     return all(getattr(best.choice, one) == getattr(other.choice, one) for one in fields if one not in free)
 
 
@@ -148,24 +149,16 @@ def _pace(speed: float) -> str:
     return f"{speed:.0%} faster" if speed > 0 else f"{-speed:.0%} slower"
 
 
-def _sequence_parallel(best: Candidate) -> Iterable[str]:
+def _remark(best: Candidate, name: str) -> str:
+    """What a choice brings with it."""
     setup, size = best.setup, best.choice.sequence_parallel_size
-    if size > 1:
+    if name == "attention" and best.choice.attention.startswith("flash"):  # a package, which a machine may not have
+        return "; the machine checks the real kernel before step 1"
+    if name == "sequence_parallel_size" and size > 1:
         share = setup.accumulation * sequence_parallel_seconds(setup) / best.time.step_seconds
         each = -(-setup.sequence_len // size)
-        yield (
-            f"sequence_parallel_size {size}: a row lies on {size} ranks, {each:,} tokens on each; exchanging tokens "
-            f"for heads takes {share:.0%} of a step"
-        )
-
-
-def _attention(best: Candidate, space: Space) -> str:
-    name = best.choice.attention
-    if "attention" in space.said:
-        return f"attention {name}: as the file says"
-    gpu = best.setup.profile.gpu
-    why = "it has the kernels" if name != "sdpa" else "torch's own, on any device"
-    return f"attention {name} on {gpu.title}: {why}; the machine checks the real kernel before step 1"
+        return f"; {each:,} tokens of a row on each rank, exchanging tokens for heads takes {share:.0%} of a step"
+    return ""
 
 
 def _precision(best: Candidate) -> str:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from dtrain.config.origins import Loaded
+from dtrain.config.launchable import can_launch
+from dtrain.config.origins import DEFAULT, Loaded
 from dtrain.config.schema import Config
 from dtrain.errors import BadInput, BadInputs
 from dtrain.hardware.profiles import Profile
 from dtrain.models.facts import ModelFacts
+from dtrain.planner import sparse_attention
+from dtrain.planner.batch import divisors
 from dtrain.planner.choice import Precision
 from dtrain.planner.parallel import parallel_errors
 
 Offload = Literal["none", "cpu", "nvme"]
 Checkpointing = Literal["none", "full", "selective", "offload"]
+CrossEntropy = Literal["eager", "chunked", "compiled", "fused"]
+
+CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full", "offload")
+CROSS_ENTROPY: tuple[CrossEntropy, ...] = ("chunked", "fused", "compiled", "eager")
+ATTENTION = ("flash_attention_3", "flash_attention_2", "sdpa")
+"""What may be chosen by itself, as far as launch runs it. Eager attention needs more memory and more time than sdpa."""
 EIGHT_BIT = (
     "adamw_bnb_8bit",
     "paged_adamw_8bit",
@@ -34,8 +43,11 @@ class Space:
     offload_optimizer: tuple[Offload, ...]
     offload_params: tuple[Offload, ...]
     checkpointing: tuple[Checkpointing, ...]
+    """This one, attention and cross_entropy: what is simplest, or best by itself, comes first."""
     attention: tuple[str, ...]
-    cross_entropy: tuple[Literal["eager", "chunked", "compiled", "fused"], ...]
+    cross_entropy: tuple[CrossEntropy, ...]
+    sequence_parallel: tuple[int, ...]
+    """Larger ones are tried in turn, where nothing fits with those before them."""
     precision: Precision
     said: frozenset[str]
     """Names of the dimensions that the person fixed."""
@@ -45,24 +57,31 @@ def space_of(loaded: Loaded, profile: Profile, facts: ModelFacts) -> Space:
     """BadInputs with everything that cannot be planned."""
     config = loaded.config
     errors = [*parallel_errors(loaded, facts), *_adapter_errors(loaded), *_tiling_errors(loaded, facts)]
+    errors += sparse_attention.errors_of(loaded, facts)
     if errors:
         raise BadInputs(errors)
     return Space(
         zero_stages=_stages(loaded, profile),
         offload_optimizer=_offload_optimizer(config, profile),
         offload_params=_offload_params(config, profile),
-        checkpointing=("none", "full") if config.gradient_checkpointing == "auto" else (config.gradient_checkpointing,),
-        attention=(attention_of(config, profile),),
-        cross_entropy=("chunked",) if config.cross_entropy == "auto" else (config.cross_entropy,),
+        checkpointing=_checkpointing(config, profile),
+        attention=_attention(config, profile),
+        cross_entropy=_cross_entropy(config),
+        sequence_parallel=_sequence_parallel(loaded, profile, facts),
         precision=precision_of(loaded, profile),
-        said=_said(config),
+        said=_said(loaded),
     )
 
 
-def _said(config: Config) -> frozenset[str]:
-    keys = ("zero_stage", "offload_optimizer", "offload_params", "gradient_checkpointing", "attention", "cross_entropy")
-    said = {key for key in keys if getattr(config, key) != "auto"}
-    return frozenset(said | ({"micro_batch_size"} if config.micro_batch_size != "auto" else set()))
+AUTO_KEYS = (
+    "zero_stage", "offload_optimizer", "offload_params", "gradient_checkpointing", "attention", "cross_entropy",
+    "micro_batch_size",
+)  # fmt: skip
+
+
+def _said(loaded: Loaded) -> frozenset[str]:
+    said = {key for key in AUTO_KEYS if getattr(loaded.config, key) != "auto"}
+    return frozenset(said | {key for key in ("sequence_parallel_size",) if loaded.origin(key) != DEFAULT})
 
 
 def _stages(loaded: Loaded, profile: Profile) -> tuple[int, ...]:
@@ -91,13 +110,49 @@ def _offload_params(config: Config, profile: Profile) -> tuple[Offload, ...]:
     return ("none",) if profile.is_cpu or config.plan_as is not None else ("none", "cpu")
 
 
-def attention_of(config: Config, profile: Profile) -> str:
-    """FlashAttention 2 where its kernels run (Ampere and later, 16 bits), torch's sdpa elsewhere."""
+def _checkpointing(config: Config, profile: Profile) -> tuple[Checkpointing, ...]:
+    """On a CPU there is nowhere to offload to."""
+    if config.gradient_checkpointing != "auto":
+        return (config.gradient_checkpointing,)
+    able = (way for way in CHECKPOINTING if can_launch("gradient_checkpointing", way))
+    return tuple(way for way in able if not (profile.is_cpu and way == "offload"))
+
+
+def _cross_entropy(config: Config) -> tuple[CrossEntropy, ...]:
+    """Other frameworks make whole logits unless something else is said."""
+    if config.cross_entropy != "auto":
+        return (config.cross_entropy,)
+    if config.plan_as is not None:
+        return ("eager",)
+    return tuple(way for way in CROSS_ENTROPY if can_launch("cross_entropy", way))
+
+
+def _attention(config: Config, profile: Profile) -> tuple[str, ...]:
+    """Back ends whose kernels run: FlashAttention in 16 bits, its second generation from Ampere on, its third on
+    Hopper; torch's sdpa anywhere."""
     if config.attention != "auto":
-        return config.attention
-    capability = profile.gpu.compute_capability
-    ampere = capability is not None and capability >= (8, 0)
-    return "flash_attention_2" if ampere and not _is_fp32(config) else "sdpa"
+        return (config.attention,)
+    least = {"flash_attention_3": (9, 0), "flash_attention_2": (8, 0)}
+    if sparse_attention.look_back(config) is not None:
+        return (sparse_attention.back_end(config, profile),)
+    capability = (0, 0) if _is_fp32(config) else profile.gpu.compute_capability or (0, 0)
+    return tuple(name for name in ATTENTION if capability >= least.get(name, (0, 0)) and can_launch("attention", name))
+
+
+def _sequence_parallel(loaded: Loaded, profile: Profile, facts: ModelFacts) -> tuple[int, ...]:
+    """What the file says; where it says nothing, 1, and then the ranks of a node that could share a row of tokens."""
+    config = loaded.config
+    said = loaded.origin("sequence_parallel_size") != DEFAULT
+    if said or config.plan_as is not None or config.tensor_parallel_size > 1 or profile.is_cpu:
+        return (config.sequence_parallel_size,)
+    sizes = [
+        size for size in divisors(profile.gpus_per_node) if size == 1 or can_launch("sequence_parallel_size", size)
+    ]
+    return tuple(size for size in sizes if not parallel_errors(_with_sequence_parallel(loaded, size), facts))
+
+
+def _with_sequence_parallel(loaded: Loaded, size: int) -> Loaded:
+    return replace(loaded, config=loaded.config.model_copy(update={"sequence_parallel_size": size}))
 
 
 def _is_fp32(config: Config) -> bool:

@@ -15,7 +15,6 @@ from dtrain.errors import BadInput
 from dtrain.hardware.prices import offers
 from dtrain.hardware.profiles import Profile
 from dtrain.models.facts import ModelFacts
-from dtrain.planner.batch import batches
 from dtrain.planner.choice import Choice
 from dtrain.planner.choose import Candidate, search
 from dtrain.planner.cost import RunCounts, RunTime, checkpoint_seconds, estimate_run
@@ -121,6 +120,7 @@ class Plan:
                 "step_seconds": _round(self.run.train_seconds / self.schedule.steps),
             },
             "hours": _round(self.hours),
+            "billed_hours": _round(self.run.billed_hours),
             "start_seconds": _round(self.run.start_seconds),
             "save_seconds": _round(checkpoint_seconds(self.candidate.setup)),
             "cost_usd": _cost_json(self.cost),
@@ -140,8 +140,7 @@ def make_plan(
     `bias`: what this machine's own runs say of such plans.
     """
     space = space_of(loaded, profile, facts)
-    sizes = batches(loaded, profile)
-    found = search(loaded, facts, profile, space, sizes, bias)
+    found = search(loaded, facts, profile, space, bias)
     best = found.best
     counts = counts or counted_before(loaded.config) or estimate_counts(loaded.config, loaded.file)
     schedule = schedule_of(loaded, counts, best)
@@ -162,7 +161,7 @@ def make_plan(
         cost=cost_of(profile, run.hours),
         counts=counts,
         warnings=(*profile.notes, *loaded.notes, *_window_warnings(loaded, facts), *counts.warnings),
-        reasons=(*reasons(found, space, sizes), *((bias.words,) if bias.words else ())),
+        reasons=(*reasons(found, space), *((bias.words,) if bias.words else ())),
         bias=bias,
         neighbours=neighbours(found, space),
         candidate=best,

@@ -24,8 +24,8 @@ RESIDUAL = 6
 """Two reads and a write of a sum of two streams; compiled code adds inside the norm's kernel and only writes."""
 COMPILED_RESIDUAL = 2
 LAUNCH_SECONDS = 8e-6
-"""Of a CPU thread to send one eager kernel, Python and autograd included: 0.55 ms for the forward of a Llama block of 66
-kernels that cost nothing (measured here: one thread, torch 2.13, transformers 5.23)."""
+"""Of a CPU thread to send one eager kernel, Python and autograd included: 0.55 ms for the forward of a Llama block of
+66 kernels that cost nothing (measured here: one thread, torch 2.13, transformers 5.23)."""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtrain.cli.main import cli
+from dtrain.config.launchable import can_launch
 from dtrain.config.load import load, loads
 from dtrain.config.origins import Loaded
 from dtrain.errors import BadInput, BadInputs, DoesNotFit
 from dtrain.hardware.profiles import resolve_profile
+from dtrain.planner.choose import DIMENSIONS
 from dtrain.planner.nearest import require_fit, ways_out
 from dtrain.planner.plan import Plan, make_plan
 from tests.planner.layouts import facts
@@ -114,9 +116,8 @@ def test_a_deepspeed_file_pins() -> None:
 def test_what_auto_takes_is_what_launch_can_run() -> None:
     for profile in ("cpu", "a100x1", "a100x8", "4090x2"):
         choice = plan("micro_batch_size: auto", profile=profile).choice
-        assert choice.gradient_checkpointing in ("none", "full")
+        assert [key for key in DIMENSIONS if not can_launch(key, getattr(choice, key))] == []
         assert choice.cross_entropy == "chunked"
-        assert choice.offload_optimizer in ("none", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -140,8 +141,24 @@ def test_the_same_plan_twice() -> None:
 
 def test_a_neighbour_is_named_with_its_price() -> None:
     told = " ".join(plan("sequence_len: 8192", "micro_batch_size: 1", "global_batch_size: 8", model=LLAMA).reasons)
-    assert "gradient_checkpointing full: none would be" in told
+    assert "gradient_checkpointing selective: none would be" in told
+    assert "cross_entropy chunked: eager would be" in told
+    assert "attention flash_attention_2: sdpa would be" in told
     assert "over what may be used" in told
+
+
+def test_a_row_is_shared_out_only_where_nothing_fits_otherwise() -> None:
+    short, long = (plan(f"sequence_len: {tokens}", model=LLAMA) for tokens in (32768, 262144))
+    assert short.choice.sequence_parallel_size == 1
+    assert long.choice.sequence_parallel_size > 1
+    assert long.within_headroom
+    assert long.choice.global_batch_size == short.choice.global_batch_size == 32
+    told = " ".join(long.reasons)
+    assert f"sequence_parallel_size {long.choice.sequence_parallel_size}: 1 would be" in told
+    assert "tokens of a row on each rank" in told
+    pinned = plan("sequence_len: 262144", "sequence_parallel_size: 1", model=LLAMA)
+    assert pinned.choice.sequence_parallel_size == 1
+    assert not pinned.within_headroom
 
 
 def test_steps_by_instruction_and_by_epochs(tmp_path: Path) -> None:
