@@ -25,6 +25,7 @@ from dtrain.train.model import DTYPES, decide_layout, load_model
 from dtrain.train.partitions import undo_dry_step
 from dtrain.train.ranks import Ranks
 from dtrain.train.sequence_parallel import shard_of
+from dtrain.train.tensor_parallel import mark_parts
 from dtrain.train.worker import StateFile, Voice
 
 
@@ -65,6 +66,7 @@ def build(rank: Rank, prepared: Prepared, schedule: Schedule) -> tuple[Training,
     with_engine, optimizer, _, _ = deepspeed.initialize(
         model=loss_model, optimizer=optimizer, config=told, dist_init_required=False
     )
+    mark_parts(with_engine, rank.ranks.rank % config.tensor_parallel_size, config.tensor_parallel_size)
     if config.tiled_mlp and choice.zero_stage == 3:
         tiled_mlp.gather_whole(model)
     undo_dry_step(optimizer)

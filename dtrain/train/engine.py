@@ -13,6 +13,7 @@ from dtrain.config.schema import Config
 from dtrain.errors import BadInput
 from dtrain.planner.choice import Choice
 from dtrain.planner.setup import ZeroBuckets
+from dtrain.train import tensor_parallel
 
 
 def deepspeed_config(config: Config, choice: Choice, parameters: int, buckets: ZeroBuckets) -> dict[str, Any]:
@@ -57,6 +58,7 @@ def deepspeed_config(config: Config, choice: Choice, parameters: int, buckets: Z
         "wall_clock_breakdown": False,
         "steps_per_print": 2**31,
         "checkpoint": {"tag_validation": "Fail"},
+        **tensor_parallel.autotp_section(config.tensor_parallel_size),
     }  # fmt: skip
 
 
@@ -133,8 +135,11 @@ def set_learning_rate(optimizer: Any, rate: float) -> None:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
-    """The global gradient norm before clipping; gradients are whole on every rank (stage 0)."""
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else float("inf"), foreach=False)
+    """The global gradient norm before clipping; no gradient is sharded by ZeRO (stage 0)."""
+    clipped = list(parameters)
+    norm = tensor_parallel.total_norm(clipped)
+    torch.nn.utils.clip_grads_with_norm_(clipped, max_norm if max_norm > 0 else float("inf"), norm, foreach=False)
+    return norm
 
 
 def gradient_norm(engine: Any) -> float | None:

@@ -17,13 +17,14 @@ from dtrain.train import adapters
 from dtrain.train.loss import LossModel
 from dtrain.train.model import DTYPES
 from dtrain.train.ranks import Ranks
-from dtrain.train.state_files import stored_in, whole_master
+from dtrain.train.state_files import stored_in, whole_parameter
+from dtrain.train.tensor_parallel import part_of
 
 
 def whole_weights(model: Any, is_first: bool, only_trained: bool = False) -> Iterator[tuple[str, Tensor | None]]:
     """Each entry of the model's state dict, whole on the CPU of rank 0; None on the others, who only help to gather.
 
-    A collective at ZeRO-3: every rank must walk it to its end.
+    A collective at ZeRO-3 and with tensor parallel: every rank must walk it to its end.
     """
     import deepspeed
 
@@ -33,8 +34,10 @@ def whole_weights(model: Any, is_first: bool, only_trained: bool = False) -> Ite
             continue
         seen[id(tensor)] = name
         sharded = [tensor] if hasattr(tensor, "ds_id") else []
-        with deepspeed.zero.GatheredParameters(sharded):
-            yield name, tensor.detach().cpu().clone() if is_first else None
+        part = part_of(tensor)
+        with deepspeed.zero.GatheredParameters(sharded), torch.no_grad():
+            whole = tensor if part is None else part.gathered(tensor)
+            yield name, whole.detach().cpu().clone() if is_first else None
 
 
 def export(loss_model: LossModel, tokenizer: Any, folder: Path, ranks: Ranks, stop_tokens: Sequence[int] = ()) -> None:
@@ -78,7 +81,7 @@ def export_checkpoint(folder: Path, config: Config, precision: str, tokenizer_fo
         if config.adapter is not None:
             adapters.add(model, config, checkpointed=False)
     weights = {
-        name: whole_master(stored, name, parameter.numel()).to(parameter.dtype).reshape(parameter.shape)
+        name: whole_parameter(stored, name, parameter.shape).to(parameter.dtype)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }

@@ -190,7 +190,7 @@ def optimizer_step(run: Training, index: int, step: Step) -> Done | None:
     engine = run.engine
     rate = run.learning_rate.at(index)
     set_learning_rate(run.optimizer, rate)
-    torch.manual_seed(seed_of(run.config.seed, index, run.ranks.rank))
+    torch.manual_seed(seed_of(run.config.seed, index, run.ranks.model_copy))
     loss_sum = torch.zeros((), dtype=torch.float32, device=run.ranks.device)
     for number, dealt in enumerate(step.micro):
         run.beat("forward", index)
@@ -198,8 +198,8 @@ def optimizer_step(run: Training, index: int, step: Step) -> Done | None:
         loss_sum += loss.detach()
         run.beat("backward")
         engine.set_gradient_accumulation_boundary(number == len(step.micro) - 1)
-        # DeepSpeed averages over ranks; times world makes it the sum
-        engine.backward(loss * (run.ranks.world / step.trained_tokens), scale_wrt_gas=False)
+        # DeepSpeed averages over copies of the model; times their number makes it the sum
+        engine.backward(loss * (run.ranks.model_copies / step.trained_tokens), scale_wrt_gas=False)
     if run.loss_watch.action == "skip" and left_out(run, index, Done(loss_sum, None, rate).loss(run, step)):
         return None
     run.beat("the optimizer's step")
@@ -227,9 +227,9 @@ def rehearse(run: Training) -> None:
         run.engine.backward(run.engine(run.batch(run.rows, longest, weight=0.0)), scale_wrt_gas=False)
 
 
-def seed_of(seed: int, step: int, rank: int) -> int:
+def seed_of(seed: int, step: int, model_copy: int) -> int:
     """Dropout's seed follows from where the run stands, so that a resumed run draws what an uninterrupted one would."""
-    return (seed * 1_000_003 + step) * 65_537 + rank
+    return (seed * 1_000_003 + step) * 65_537 + model_copy
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dtrain.train.tensor_parallel import part_of
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -49,13 +51,20 @@ def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def partitions(model: torch.nn.Module, optimizer: Any) -> list[Partition]:
-    """This rank's partitions. `model`'s parameter names are the names of pieces; frozen parameters have none."""
-    names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """This rank's partitions. `model`'s parameter names are the names of pieces; frozen parameters have none. Of a
+    parameter cut by tensor parallel the part has its own name, and counts as a whole one."""
+    names = {id(parameter): _name(name, parameter) for name, parameter in model.named_parameters()
+             if parameter.requires_grad}  # fmt: skip
     inner = inner_optimizer(optimizer)
     return [
         Partition(key.detach().reshape(-1), key, inner.state[key], tuple(pieces))
         for key, pieces in _keys_and_pieces(names, optimizer, inner)
     ]
+
+
+def _name(name: str, parameter: torch.nn.Parameter) -> str:
+    part = part_of(parameter)
+    return name if part is None else part.named(name)
 
 
 def _keys_and_pieces(

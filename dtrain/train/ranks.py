@@ -25,7 +25,9 @@ class Ranks:
     control: Any = None
     """A gloo group for small facts, so that the device is never waited for; None when alone."""
     on_one_row: int = 1
-    """Neighbouring ranks that work on the same rows together, each on its part."""
+    """Neighbouring ranks that work on the same rows together, each on its tokens."""
+    tensor_parallel: int = 1
+    """Neighbouring ranks that work on the same tokens together, each with its part of every layer."""
 
     @property
     def is_first(self) -> bool:
@@ -34,11 +36,21 @@ class Ranks:
     @property
     def data_ranks(self) -> int:
         """Groups of ranks that see different rows."""
-        return self.world // self.on_one_row
+        return self.world // (self.on_one_row * self.tensor_parallel)
 
     @property
     def data_rank(self) -> int:
-        return self.rank // self.on_one_row
+        return self.rank // (self.on_one_row * self.tensor_parallel)
+
+    @property
+    def model_copies(self) -> int:
+        """Groups of ranks that hold a whole model: DeepSpeed averages gradients over so many."""
+        return self.world // self.tensor_parallel
+
+    @property
+    def model_copy(self) -> int:
+        """This rank's."""
+        return self.rank // self.tensor_parallel
 
     def any(self, flag: bool) -> bool:
         """True on every rank when it is true on one."""
@@ -52,11 +64,12 @@ class Ranks:
         return int(told.item())
 
     def total(self, number: float) -> float:
+        """The sum over the copies of the model; the ranks of one say the same number."""
         if self.control is None:
             return number
         told = torch.tensor([number], dtype=torch.float64)
         torch.distributed.all_reduce(told, group=self.control)
-        return float(told.item())
+        return float(told.item()) / self.tensor_parallel
 
     def gather(self, thing: Any) -> list[Any]:
         """What each rank said, in order of ranks."""
@@ -78,12 +91,12 @@ def with_own_group(ranks: Ranks) -> Ranks:
     return replace(ranks, control=torch.distributed.new_group(backend="gloo", timeout=FOR_THREADS))
 
 
-def from_environment(on_one_row: int = 1) -> Ranks:
+def from_environment(on_one_row: int = 1, tensor_parallel: int = 1) -> Ranks:
     """What torchrun told this process, before any process group."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    return Ranks(rank, local_rank, world, device, on_one_row=on_one_row)
+    return Ranks(rank, local_rank, world, device, on_one_row=on_one_row, tensor_parallel=tensor_parallel)
 
 
 def join(ranks: Ranks) -> Ranks:

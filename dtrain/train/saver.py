@@ -78,7 +78,7 @@ class Saver:
             )
         extra = {"scaler": self.states.scaler_numbers()}
         mine = partitions(self.states.model, self.states.optimizer)
-        content = state_files.content_of(self.ranks.rank, mine, self.states.zero_stage == 0, extra)
+        content = state_files.content_of(self.ranks.model_copy, mine, self.states.zero_stage == 0, extra)
         copied = self._host.is_there or fits_in_host_memory(content.bytes)
         if copied:
             content = self._host.of(content)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from dtrain.errors import RunFailed
 from dtrain.train import blockwise
 from dtrain.train.partitions import Partition, Piece
 from dtrain.train.tensor_file import Content
+from dtrain.train.tensor_parallel import parts_in
 
 MASTER = "master"
 
@@ -30,10 +31,10 @@ def state_file(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank}.safetensors"
 
 
-def content_of(rank: int, mine: Sequence[Partition], whole_on_each_rank: bool, extra: dict[str, Any]) -> Content:
-    """What this rank's file is to hold: the live tensors, not copied. Without ZeRO each rank holds everything, and
-    rank 0's file has it."""
-    if whole_on_each_rank and rank != 0:
+def content_of(model_copy: int, mine: Sequence[Partition], whole_in_each_copy: bool, extra: dict[str, Any]) -> Content:
+    """What this rank's file is to hold: the live tensors, not copied. Without ZeRO each copy of the model holds
+    everything, and the first one's files have it."""
+    if whole_in_each_copy and model_copy != 0:
         mine = ()
     tensors: dict[str, Tensor] = {}
     layout = []
@@ -152,10 +153,7 @@ def _fill_by_pieces(partition: Partition, stored: Sequence[Stored]) -> None:
     """Copy every overlap between what this partition holds and what the files hold."""
     from safetensors import safe_open
 
-    by_name: dict[str, list[tuple[Stored, Piece]]] = defaultdict(list)
-    for one in stored:
-        for piece in one.pieces:
-            by_name[piece.name].append((one, piece))
+    by_name = _by_name(stored)
     filled: dict[str, Tensor] = {}
     books: dict[str, Tensor] = {}
     for wanted in partition.pieces:
@@ -187,6 +185,15 @@ def _fill_by_pieces(partition: Partition, stored: Sequence[Stored]) -> None:
         _put(partition, kind, tensor)
 
 
+def _by_name(stored: Sequence[Stored]) -> Mapping[str, Sequence[tuple[Stored, Piece]]]:
+    """Where each parameter's elements are stored. What tensor parallel leaves whole is in several files: the first."""
+    found: dict[str, dict[tuple[int, int], tuple[Stored, Piece]]] = defaultdict(dict)
+    for one in stored:
+        for piece in one.pieces:
+            found[piece.name].setdefault((piece.start, piece.length), (one, piece))
+    return defaultdict(list, {name: list(places.values()) for name, places in found.items()})
+
+
 def _elements(handle: Any, one: Stored, kind: str, first: int, last: int) -> tuple[Tensor, Tensor | None]:
     """Elements of a flat state as fp32, and the code book they were kept with."""
     codes = handle.get_slice(f"{one.index}.{kind}")
@@ -200,19 +207,28 @@ def _elements(handle: Any, one: Stored, kind: str, first: int, last: int) -> tup
     return numbers[first - begin :], book
 
 
+def whole_parameter(stored: Sequence[Stored], name: str, shape: torch.Size) -> Tensor:
+    """One parameter's master weights in its shape, also where tensor parallel had cut it."""
+    cuts = parts_in(name, {piece.name for one in stored for piece in one.pieces})
+    if not cuts:
+        return whole_master(stored, name, shape.numel()).reshape(shape)
+    sizes = list(shape)
+    sizes[cuts[0].dim] //= cuts[0].size
+    parts = [whole_master(stored, part.named(name), shape.numel() // part.size).reshape(sizes) for part in cuts]
+    return torch.cat(parts, dim=cuts[0].dim)
+
+
 def whole_master(stored: Sequence[Stored], name: str, numel: int) -> Tensor:
     """One parameter's master weights, flat fp32, put together from all ranks' files."""
     from safetensors import safe_open
 
     whole = torch.empty(numel)
     missing = numel
-    for one in stored:
-        for piece in one.pieces:
-            if piece.name == name:
-                with safe_open(one.file, framework="pt") as handle:
-                    source = handle.get_slice(f"{one.index}.{MASTER}")
-                    whole[piece.start : piece.start + piece.length] = source[piece.offset : piece.offset + piece.length]
-                missing -= piece.length
+    for one, piece in _by_name(stored)[name]:
+        with safe_open(one.file, framework="pt") as handle:
+            source = handle.get_slice(f"{one.index}.{MASTER}")
+            whole[piece.start : piece.start + piece.length] = source[piece.offset : piece.offset + piece.length]
+        missing -= piece.length
     if missing:
         raise RunFailed(
             f"the checkpoint lacks {missing} elements of {name}", file=str(stored[0].file.parent) if stored else None

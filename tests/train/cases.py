@@ -38,6 +38,7 @@ from dtrain.train.partitions import undo_dry_step
 from dtrain.train.probe import probe
 from dtrain.train.saver import Saver
 from dtrain.train.sequence_parallel import over_ranks, shard_of
+from dtrain.train.tensor_parallel import mark_parts
 
 WINDOW = 64
 VOCAB = 256
@@ -61,6 +62,7 @@ class Case:
     cross_entropy: str = "chunked"
     attention: str = "sdpa"
     sequence_parallel: int = 1
+    tensor_parallel: int = 1
     family: str = "llama"
     leaks: bool = False
     """Attention is not told of documents."""
@@ -88,6 +90,11 @@ class Case:
     """Two steps at the longest batch first, undone."""
     plain: bool = False
     """No DeepSpeed: a PyTorch loop over single rows, the reference of all others."""
+
+    @property
+    def together(self) -> int:
+        """Ranks that work on the same rows."""
+        return self.sequence_parallel * self.tensor_parallel
 
 
 class Rows:
@@ -136,7 +143,7 @@ def config_of(case: Case, folder: Path) -> Config:
         "peft_use_dora": case.dora, "tiled_mlp": case.tiled_mlp,
         "optimizer": case.optimizer, "learning_rate": case.learning_rate, "weight_decay": 0.1, "max_grad_norm": 0.5,
         "sample_packing": case.packing,
-        "early_stopping_patience": case.patience,
+        "early_stopping_patience": case.patience, "tensor_parallel_size": case.tensor_parallel,
     })  # fmt: skip
 
 
@@ -144,7 +151,7 @@ def choice_of(case: Case, world: int) -> Choice:
     return Choice(
         zero_stage=case.zero_stage, offload_optimizer=case.offload, offload_params="none",  # type: ignore[arg-type]
         micro_batch_size=case.micro_batch_size, gradient_accumulation_steps=case.accumulation,
-        global_batch_size=case.micro_batch_size * case.accumulation * world // case.sequence_parallel,
+        global_batch_size=case.micro_batch_size * case.accumulation * world // case.together,
         gradient_checkpointing=case.checkpointing, attention=case.attention,  # type: ignore[arg-type]
         sequence_parallel_size=case.sequence_parallel,
         cross_entropy=case.cross_entropy, precision=case.precision, optimizer=case.optimizer, adapter=None,  # type: ignore[arg-type]
@@ -183,7 +190,7 @@ class BadAt(LossWatch):
 
 def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
     config, choice, rows = config_of(case, folder), choice_of(case, ranks.world), Rows(case.rows)
-    ranks = replace(ranks, on_one_row=case.sequence_parallel)
+    ranks = replace(ranks, on_one_row=case.sequence_parallel, tensor_parallel=case.tensor_parallel)
     shard = shard_of(ranks, case.sequence_parallel)
     told = engine.deepspeed_config(config, choice, 200_000, ZeroBuckets(persistence=case.persistence))
     model = load_model(config, choice, folder, VOCAB, case.attention, told)
@@ -198,6 +205,7 @@ def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
     )
     if case.tiled_mlp and case.zero_stage == 3:
         tiled_mlp.gather_whole(model)
+    mark_parts(with_engine, ranks.rank % case.tensor_parallel, case.tensor_parallel)
     undo_dry_step(optimizer)
     states, paths, progress = (
         checkpoint.States(model, optimizer, case.zero_stage),
