@@ -78,6 +78,15 @@ def _routing_saved(key: ActivationKey, layer: Layer) -> float:
     return routed * (key.width + scaled) * key.facts.hidden_size + 3 * 4 * key.facts.experts
 
 
+def _padded_rows(key: ActivationKey, layer: Layer) -> float:
+    """torchtitan fills each expert's rows up to whole tiles: one more copy of them before the experts' product and one
+    after it (models/moe, indices_padding_wrapper)."""
+    if not key.fp32_routing:
+        return 0.0
+    routed = sum(one.active for one in parts_of(key.facts, layer).downs if one.count > 1)
+    return 2 * key.width * routed * key.facts.hidden_size
+
+
 def _activation_kept(key: ActivationKey) -> float:
     """Bytes per inner element that the MLP's activation keeps, the down projection's input aside."""
     if key.facts.gated_mlp:
@@ -129,6 +138,7 @@ def _mlp_working(key: ActivationKey, layer: Layer) -> float:
         inside = _activation_kept(key) + key.width * (1 + gradients)
         return key.width * 2 * facts.hidden_size + inside * inner * key.tile_share
     routed = _routing_saved(key, layer) * (1 if key.fp32_routing else 0.5)  # gradients of scattered and scaled rows
+    routed += _padded_rows(key, layer)
     working = key.width * (facts.hidden_size + gradients * inner) + routed
     return working - inner * key.keeps_input(*parts_of(facts, layer).downs)
 
