@@ -30,5 +30,5 @@ def _offer(row: Price, need: Need) -> Offer:
     source = row.source if _fits_kind(row, need) else f"{row.source} (on-demand; spot is not dearer)"
     return Offer(
         row.provider, "", row.machine, row.gpu, row.gpus, row.usd_per_hour, spot=need.spot, priced_on=row.priced_on,
-        price_source=source, data={"nodes": need.nodes},
+        price_source=source,
     )  # fmt: skip

@@ -82,6 +82,8 @@ class Order:
     disk_gib: int = 100
     image: str | None = None
     """None: the provider file's pinned one."""
+    nodes: int = 1
+    """Of the run: more than one must be near to each other and reach each other."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """`launchers.NAME` of the config: what only this provider knows (subnet, network, key names …)."""
 
@@ -172,6 +174,22 @@ class Provider(Protocol):
     def destroy(self, instance: Instance) -> None:
         """Ask for its end, with disks and what else is billed, and what `create` made beside it (key, firewall).
         Silent where it is gone. Returns at once: `find` tells when it is gone."""
+
+
+@runtime_checkable
+class CanTidy(Protocol):
+    """An ability: take away what `create` made beside the machines and what stays while they exist (a firewall)."""
+
+    def tidy(self, run_id: str) -> None:
+        """Called when every machine of the run is gone; may be repeated."""
+
+
+@runtime_checkable
+class EndsByRequest(Protocol):
+    """An ability of providers with a `watchdog_key`: the request with which a machine ends itself."""
+
+    def ending(self, instance: Instance) -> Mapping[str, Any]:
+        """method, url, headers, body; `$NAME` stands for the key."""
 
 
 # --- what a call may answer ---------------------------------------------------------------------------------------

@@ -45,6 +45,8 @@ class Rendered:
     commands: tuple[tuple[str, ...], ...] = ()
     usd_per_hour: float = 0.0
     notes: tuple[str, ...] = ()
+    requests: tuple[Mapping[str, Any], ...] = ()
+    """To a provider's API, as they are sent, secrets by name only."""
 
 
 @dataclass(frozen=True)

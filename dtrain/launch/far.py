@@ -101,6 +101,17 @@ class Needs:
     """On each machine."""
 
 
+class Unfit(LauncherRefused):
+    """Machines that did not pass the gate; nothing was started."""
+
+    def __init__(self, message: str, numbers: Sequence[int]) -> None:
+        super().__init__(message, fix="nothing was started")
+        self.numbers = tuple(numbers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Unfit, (self.message, self.numbers)
+
+
 class Far:
     """A run on its machines, through lines that are kept open."""
 
@@ -269,7 +280,7 @@ class Far:
         found = self._on_each(lambda number: self._unfit(self.remotes[number], needs))
         unfit = [f"{name}: {'; '.join(lines)}" for name, lines in zip(self.where.names, found, strict=True) if lines]
         if unfit:
-            raise LauncherRefused(f"not fit to train: {' | '.join(unfit)}", fix="nothing was started")
+            raise Unfit(f"not fit to train: {' | '.join(unfit)}", [place for place, said in enumerate(found) if said])
 
     def _unfit(self, remote: Remote, needs: Needs) -> list[str]:
         wanted = gate.Wanted.of(needs.plan, needs.device, needs.ranks, self._folder(remote))

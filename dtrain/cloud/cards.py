@@ -1,0 +1,20 @@
+"""A catalogue name as the driver and the providers say it."""
+
+from __future__ import annotations
+
+from dtrain.hardware.gpus import GPUS
+
+
+def reported_names(gpu: str) -> tuple[str, ...]:
+    """What nvidia-smi calls the card; empty where the catalogue does not know it (`cpu`, a person's own card)."""
+    return GPUS[gpu].reported_as if gpu in GPUS else ()
+
+
+def nominal_gb(gpu: str) -> int:
+    """The memory in the card's name; 0 where it is not known."""
+    return (GPUS[gpu].nominal_gb or 0) if gpu in GPUS else 0
+
+
+def cards() -> tuple[str, ...]:
+    """Every card that dtrain trains on."""
+    return tuple(name for name, gpu in GPUS.items() if gpu.support == "full")

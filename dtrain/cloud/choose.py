@@ -1,0 +1,90 @@
+"""Which machine to order next: the cheapest that fits the limits, was not refused, and was not found bad."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dtrain.cloud.estimate import affordable
+from dtrain.cloud.market import patiently
+from dtrain.cloud.meter import Meter
+from dtrain.cloud.options import CloudOptions
+from dtrain.cloud.order_book import OrderBook
+from dtrain.cloud.provider import Instance, Need, NoCredentials, NoSuchMachine, Offer, Provider, ProviderError
+
+
+def need_of(gpu: str, gpus_per_node: int, nodes: int, options: CloudOptions) -> Need:
+    return Need(gpu, 0 if gpu == "cpu" else gpus_per_node, nodes, options.disk_gib, options.spot, options.regions)
+
+
+class Choice:
+    """The offers of one run, and what became of those that were tried."""
+
+    def __init__(self, book: OrderBook, options: CloudOptions, providers: Mapping[str, Provider], meter: Meter) -> None:
+        self.book = book
+        self.options = options
+        self.providers = providers
+        self.meter = meter
+        self._refused: list[tuple[Offer, ProviderError]] = []
+        self._bad: set[tuple[str, str, str]] = set()
+
+    def next(self, beside: Instance | None = None) -> Offer:
+        """In the region of `beside`, the machine of another node. Raises the last refusal where none is left."""
+        book = self.book
+        need = need_of(book.gpu, book.ranks_per_node, book.nodes, self.options)
+        found = offers(need, self.options, book.launcher, self.providers)
+        fits = affordable(found, self.book.nodes, self.book.plan, self.options)
+        refused = [(one.provider, one.region, one.zone, one.machine) for one, _ in self._refused]
+        left = [
+            one for one in fits
+            if (one.provider, one.region, one.zone, one.machine) not in refused and _is_near(one, beside)
+        ]  # fmt: skip
+        if not left and self._refused:
+            raise self._refused[-1][1]
+        if not left:
+            raise NoSuchMachine(
+                f"{self.book.launcher} has no machine for this profile", key="--profile", value=self.book.gpu,
+                fix="dtrain rent FILE lists who has one",
+            )  # fmt: skip
+        return min(left, key=lambda one: ((one.provider, one.region, one.machine) in self._bad, one.usd_per_hour))
+
+    def refuse(self, offer: Offer, error: ProviderError) -> None:
+        """Another offer may be tried with --anywhere; else the refusal is the run's."""
+        self._refused.append((offer, error))
+        if not (error.elsewhere and self.options.anywhere):
+            if error.elsewhere:
+                error.fix = f"{error.fix}; or --anywhere: the next cheapest region" if error.fix else "--anywhere"
+            raise error
+
+    def note_bad(self, instance: Instance) -> None:
+        self._bad.add((instance.provider, instance.region, instance.machine))
+
+
+def _is_near(offer: Offer, beside: Instance | None) -> bool:
+    if beside is None:
+        return True
+    same = (offer.provider, offer.region, offer.machine) == (beside.provider, beside.region, beside.machine)
+    return same and offer.zone in ("", beside.zone)
+
+
+def _as_told(need: Need, options: CloudOptions, provider: str, region: str) -> Offer:
+    """A machine and its price that a person knows better than any table."""
+    return Offer(
+        provider, region, options.machine or "", need.gpu, need.gpus, options.usd_per_hour or 0.0, options.spot,
+        priced_on="as told", price_source="usd_per_hour",
+    )  # fmt: skip
+
+
+def offers(need: Need, options: CloudOptions, first: str, providers: Mapping[str, Provider]) -> Sequence[Offer]:
+    """What could be rented, cheapest first; with --anywhere also from every other provider with credentials."""
+    if options.machine and options.usd_per_hour and options.regions:
+        return [_as_told(need, options, first, region) for region in options.regions]
+    found = list(patiently(lambda: providers[first].offers(need)))
+    for name, provider in providers.items():
+        if name == first or not options.anywhere or (need.nodes > 1 and not provider.abilities.several_nodes):
+            continue
+        try:
+            found += patiently(lambda one=provider: one.offers(need), 10.0)  # type: ignore[misc]
+        except (NoCredentials, NoSuchMachine):
+            continue
+    named = [one for one in found if options.machine in (None, one.machine) and one.capacity is not False]
+    return sorted(named, key=lambda one: (one.usd_per_hour, one.provider != first))

@@ -1,0 +1,56 @@
+"""`python -m dtrain.cloud.keeper RUN_FOLDER`: the process that keeps a rented run until its machines are gone.
+
+Detached from whoever started it; one for each run. It may be killed at any instruction and started again.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from dtrain.cloud.progress import has_keeper, kept
+from dtrain.own_process import speak_into
+from dtrain.paths import RunPaths
+
+
+def start(paths: RunPaths) -> None:
+    """A keeper for the run, unless one lives."""
+    if has_keeper(paths):
+        return
+    subprocess.Popen(
+        [sys.executable, "-P", "-m", "dtrain.cloud.keeper", str(paths.output)], start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+    )  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    paths = RunPaths(Path(arguments[0]))
+    speak_into(paths.keeper_log)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with kept(paths) as is_mine:
+        if is_mine:
+            _keep(paths)
+    return 0
+
+
+def _keep(paths: RunPaths) -> None:
+    from dtrain.cloud.launcher import CloudLauncher
+    from dtrain.cloud.ledger import Ledger
+    from dtrain.cloud.order_book import OrderBook
+    from dtrain.cloud.rental import Rental
+    from dtrain.launch.load import load
+
+    book = OrderBook.read(paths)
+    assert book is not None, "submit writes it before it starts a keeper"
+    launcher = load(book.launcher)
+    assert isinstance(launcher, CloudLauncher)
+    options = launcher.options_of(book.options)
+    market = launcher.market(options, Ledger(book.run_id))
+    Rental(paths, book, options, market).drive()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

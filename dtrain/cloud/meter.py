@@ -1,0 +1,54 @@
+"""How long a run may still cost money. Time that passes counts, not the clock: one that is set moves no limit."""
+
+from __future__ import annotations
+
+import time
+
+from dtrain.cloud.ledger import Standing
+from dtrain.cloud.options import CloudOptions
+from dtrain.cloud.order_book import OrderBook
+from dtrain.cloud.provider import Offer
+from dtrain.units import dollars, duration
+
+SALVAGE_SHARE, SALVAGE_SECONDS = 0.1, 900.0
+"""Before the limit, to save a checkpoint and bring it home: a tenth of it, a quarter of an hour at most."""
+LEAST_SECONDS = 60.0
+
+
+class Meter:
+    """From the first machine of this life of the run."""
+
+    def __init__(self, book: OrderBook, options: CloudOptions, standing: Standing) -> None:
+        self.options = options
+        self.limit_seconds = book.limit_hours * 3600
+        self.estimated_hours = book.estimated_hours
+        began = min((one.asked for one in standing.machines.values()), default=time.time())
+        self._before = min(max(0.0, time.time() - began), self.limit_seconds)
+        self._since = time.monotonic()
+
+    @property
+    def passed_seconds(self) -> float:
+        return self._before + time.monotonic() - self._since
+
+    def remaining_seconds(self, offer: Offer) -> float:
+        """For the dead-man switch of a machine that is ordered now."""
+        return max(LEAST_SECONDS, self.limit_seconds - self.passed_seconds)
+
+    def is_nearly_over(self) -> bool:
+        margin = min(SALVAGE_SECONDS, SALVAGE_SHARE * self.limit_seconds)
+        return self.passed_seconds > self.limit_seconds - margin
+
+    def is_over(self) -> bool:
+        return self.passed_seconds > self.limit_seconds
+
+    def words(self) -> str:
+        said = f"--max-cost {self.options.max_cost:g}" if self.options.max_cost else "the limit"
+        return f"stopped: {said} is nearly reached after {duration(self.passed_seconds)}"
+
+    def cost_words(self, standing: Standing) -> str:
+        """What it cost against the estimate."""
+        cost = standing.usd(time.time())
+        rates = [one.usd_per_hour for one in standing.machines.values() if one.state != "refused"]
+        nodes = 1 + max((one.node for one in standing.machines.values()), default=0)
+        expected = (max(rates) if rates else 0.0) * nodes * self.estimated_hours
+        return f"it cost {dollars(cost)}, {dollars(expected)} was the estimate"

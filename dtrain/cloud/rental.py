@@ -1,0 +1,318 @@
+"""One life of a rented run, driven to its end: choose, create, boot, prepare, train, fetch, destroy.
+
+Every step may be repeated: what exists is read from the ledger and asked of the provider, so a keeper that was killed
+anywhere is replaced by another that goes on. A machine that is not fit is given back and another taken; one that the
+provider took is replaced, and the run goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dtrain.cloud import teardown
+from dtrain.cloud.choose import Choice
+from dtrain.cloud.held import HeldPaths
+from dtrain.cloud.keys import make_keys, remove_keys
+from dtrain.cloud.ledger import Ledger, Standing
+from dtrain.cloud.machines import Machines, Terms
+from dtrain.cloud.market import Market
+from dtrain.cloud.meter import Meter
+from dtrain.cloud.options import CloudOptions
+from dtrain.cloud.order_book import OrderBook
+from dtrain.cloud.progress import Progress, Stage
+from dtrain.cloud.provider import Instance, ProviderError
+from dtrain.cloud.run_there import RunThere, Unbootable
+from dtrain.cloud.stop_request import StopRequest
+from dtrain.errors import DtrainError, LauncherRefused, StillBilled, Unreachable
+from dtrain.launch.ending import INTERRUPTED, Ending, interrupted, last_checkpoint, put_aside
+from dtrain.launch.far import Unfit
+from dtrain.paths import RunPaths
+
+BAD_HOSTS = 3
+"""So many machines are given back before the run gives up: then it is not the machines."""
+ASK_PROVIDER_SECONDS = 15.0
+"""How often the provider is asked whether the machines are still ours, while the run goes on."""
+TAKEN = "taken by the provider"
+
+
+class Taken(Exception):
+    """A machine is gone, or about to be, though nobody asked for its end."""
+
+
+class Rental:
+    def __init__(self, paths: RunPaths, book: OrderBook, options: CloudOptions, market: Market) -> None:
+        self.paths = HeldPaths(paths.output)
+        self.book = book
+        self.options = options
+        self.market = market
+        self.ledger = market.ledger
+        self.keys = make_keys(book.run_id)
+        terms = Terms(book.run_id, book.nodes, options, self.keys, options.client_address or "")
+        self.machines = Machines(market, terms)
+        self.meter = Meter(book, options, self._standing())
+        self.choice = Choice(book, options, market.providers, self.meter)
+        self.progress = Progress.read(paths) or Progress.fresh(book.run_id, 1)
+        if self.progress.life != self._standing().life:
+            self.progress = Progress.fresh(book.run_id, self._standing().life)
+        self.given_back = 0
+        self.rented: RunThere | None = None
+
+    # --- the road ---
+
+    def drive(self) -> None:
+        """To the end: exit.json is published, or the refusal is told, and the ledger is closed."""
+        if self._standing().ended:
+            return
+        try:
+            ending = self._decided() or self._live()
+            ending = self._brought_home(ending)
+        except DtrainError as error:
+            if self._was_nothing_rented():
+                self._refused(error)
+                return
+            ending = Ending.now(self.paths, error.exit_code, _in_a_line(error))
+        finally:
+            if self.rented is not None:
+                self.rented.close()
+        self._close(ending)
+
+    def _decided(self) -> Ending | None:
+        """The ending of a run whose results are home: only its machines are left."""
+        return Ending.read(self.paths) if self._standing().home else None
+
+    def _live(self) -> Ending:
+        """Until the run has ended for good, over as many machines as it takes."""
+        while True:
+            try:
+                return self._one_set_of_machines()
+            except Unfit as error:
+                self._give_back(error.numbers, error)
+            except Unbootable as error:
+                self._give_back(error.nodes, error)
+            except Taken as error:
+                self._after_taken(str(error))
+
+    def _one_set_of_machines(self) -> Ending:
+        known = Ending.read(self.paths)
+        if known is not None and self._is_final(known):
+            return known
+        if not self._is_wanted():
+            return known or interrupted(self.paths, self._stop_words())
+        self.rented = RunThere(self.book, self.options, self.paths, self.keys, self._booted(self._complete()))
+        self._say("booting", "waiting for SSH")
+        self.rented.wait_for_ssh(self._is_wanted, lambda words: self._say("booting", words))
+        if not self._is_wanted():
+            return interrupted(self.paths, self._stop_words())
+        self._say("preparing", "making dtrain's environment on the machine")
+        self.rented.prepare()
+        self._say("preparing", "sending the run, trying the machine out")
+        self.rented.start()
+        return self._watch(self.rented)
+
+    # --- machines ---
+
+    def _complete(self) -> dict[int, Instance]:
+        """A machine for each node: those that are there, and new ones."""
+        there = self.machines.there()
+        self._show(there)
+        while len(there) < self.book.nodes:
+            node = min(set(range(self.book.nodes)) - set(there))
+            self._say("choosing", "looking for a machine")
+            offer = self.choice.next(beside=next(iter(there.values()), None))
+            self._say("creating", f"{offer.machine} in {offer.region} at {offer.provider}, ${offer.usd_per_hour:.2f}/h")
+            try:
+                there[node] = self.machines.create(node, offer, self.meter.remaining_seconds(offer))
+            except ProviderError as error:
+                self.choice.refuse(offer, error)
+                self.machines.give_back(list(there.values()), f"no second machine beside it: {error.message}")
+                there = {}
+            self._show(there)
+        return there
+
+    def _booted(self, machines: dict[int, Instance]) -> dict[int, Instance]:
+        ready = self.machines.wait_for_addresses(machines, self._is_wanted, lambda words: self._say("booting", words))
+        missing = sorted(set(machines) - set(ready))
+        if missing and self._is_wanted():
+            raise Unbootable("the provider shows no running machine with an address in time", missing)
+        self._show(ready)
+        return ready
+
+    def _give_back(self, nodes: Sequence[int], error: LauncherRefused) -> None:
+        """Bad hosts go, and their offer comes last from now on."""
+        self.given_back += len(nodes)
+        there = self.machines.there()
+        bad = [there[node] for node in nodes if node in there]
+        self.machines.give_back(bad, error.message)
+        for instance in bad:
+            self.choice.note_bad(instance)
+        if self.given_back >= BAD_HOSTS:
+            raise LauncherRefused(f"{self.given_back} machines were given back, the last: {error.message}")
+        self._say("choosing", f"given back: {error.message}")
+
+    def _after_taken(self, why: str) -> None:
+        """What can be saved comes home; the machine goes; the next one goes on from the last checkpoint."""
+        if self.rented is not None:
+            self._try_to_fetch(self.rented)
+            self.rented.close()
+        self.machines.give_back(list(self.machines.there().values()) + self._leaving(), f"{TAKEN}: {why}")
+        put_aside(self.paths)
+        self._say("choosing", f"{why}; going on after step {last_checkpoint(self.paths) or 0} on another machine")
+
+    def _leaving(self) -> list[Instance]:
+        """Machines that stop or were announced to: still listed, not ours to use."""
+        names = {one.name for one in self._standing().may_exist if one.state == "created"}
+        listed = teardown.existing(self.market, self.book.run_id)
+        return [one for one in listed if one.name in names and (one.preempted or one.state in ("stopping", "stopped"))]
+
+    # --- the run ---
+
+    def _watch(self, rented: RunThere) -> Ending:
+        """Follow it until it ends; pass a wish to stop on, hold the limits, notice a machine that was taken."""
+        asked, told_to_stop = time.monotonic(), False
+        while True:
+            request = self._stop_request()
+            if request is not None and not told_to_stop:
+                self._say("training", f"stopping: {request.why}")
+                told_to_stop = self._told(rented, request)
+            status = rented.far.status()
+            self._say("training", status.reason)
+            ending = Ending.read(self.paths)
+            if ending is not None:
+                if self._is_final(ending):
+                    return ending
+                raise Taken(ending.reason)
+            if time.monotonic() - asked > ASK_PROVIDER_SECONDS or status.state == "lost":
+                asked = time.monotonic()
+                self._refuse_taken(rented)
+                if status.state == "lost":
+                    return Ending.now(self.paths, 1, f"lost: {status.reason}")
+            time.sleep(self.options.poll_seconds)
+
+    def _told(self, rented: RunThere, request: StopRequest) -> bool:
+        try:
+            rented.far.stop(request.at_once)
+        except Unreachable:
+            return False
+        return True
+
+    def _refuse_taken(self, rented: RunThere) -> None:
+        there = self.machines.there()
+        gone = [one.name for node, one in rented.instances.items() if node not in there]
+        if gone:
+            raise Taken(f"{', '.join(gone)} is gone, and nobody here asked for it")
+
+    def _is_final(self, ending: Ending) -> bool:
+        """An interruption that nobody here asked for is the machine's end, not the run's."""
+        return ending.code != INTERRUPTED or self._stop_request() is not None
+
+    def _stop_request(self) -> StopRequest | None:
+        if self.meter.is_nearly_over() and StopRequest.read(self.paths) is None:
+            StopRequest(False, self.meter.words()).write(self.paths)
+        return StopRequest.read(self.paths)
+
+    def _is_wanted(self) -> bool:
+        return self._stop_request() is None
+
+    def _stop_words(self) -> str:
+        request = self._stop_request()
+        return request.why if request is not None else "stopped"
+
+    # --- home ---
+
+    def _brought_home(self, ending: Ending) -> Ending:
+        """Results first, always. Only the limit ends machines that hold the only copy, and that is said."""
+        if self._standing().home:
+            return ending
+        ending.write(self.paths)
+        there = self.machines.there()
+        while there:
+            self._say("fetching", "bringing the results home")
+            rented = self.rented or RunThere(self.book, self.options, self.paths, self.keys, self._booted(there))
+            self.rented = rented
+            try:
+                rented.fetch(lambda line: self._say("fetching", line))
+                break
+            except (LauncherRefused, Unreachable) as error:
+                if self.meter.is_over():
+                    return replace(
+                        ending, reason=f"{ending.reason}; NOT ALL IS HOME, the limit was reached: {error.message}"
+                    )
+                self._say("fetching", f"trying again: {error.message}")
+            time.sleep(self.options.poll_seconds)
+            there = self.machines.there()
+        self.ledger.home()
+        return ending
+
+    def _try_to_fetch(self, rented: RunThere) -> None:
+        """Of a machine that is being taken away: what comes, comes."""
+        try:
+            self._say("fetching", "saving what there is before the machine goes")
+            rented.fetch(lambda line: self._say("fetching", line), "last")
+        except DtrainError as error:
+            self._say("fetching", f"not saved: {error.message}")
+
+    def _close(self, ending: Ending) -> None:
+        """Destroy, look until it is gone, publish how it ended."""
+        self._say("destroying", "asking the provider to end the machines")
+        try:
+            teardown.destroy_all(
+                self.market, self.book.run_id, ending.reason, self.options.poll_seconds,
+                lambda words: self._say("destroying", words),
+            )  # fmt: skip
+        except StillBilled as error:
+            self._publish(replace(ending, code=error.exit_code, reason=f"{ending.reason}; {error.message}"))
+            self._say("over", error.message)
+            return
+        self._publish(ending)
+        self.ledger.ended(ending.reason)
+        remove_keys(self.book.run_id)
+        self._show({})
+        self._say("over", f"{ending.reason}; {self.meter.cost_words(self._standing())}")
+
+    def _publish(self, ending: Ending) -> None:
+        ending.write_to(self.paths.published)
+
+    def _refused(self, error: DtrainError) -> None:
+        """Nothing was rented: the client that asked tells, and takes the run back."""
+        self.ledger.ended(f"refused: {error.message}")
+        remove_keys(self.book.run_id)
+        self.progress = replace(self.progress, refused=error.as_json())
+        self._say("over", error.message)
+
+    def _was_nothing_rented(self) -> bool:
+        return all(one.state == "refused" for one in self._standing().machines.values())
+
+    # --- telling ---
+
+    def _standing(self) -> Standing:
+        standing = self.ledger.standing()
+        assert standing is not None, "submit writes the ledger's first line before a keeper lives"
+        return standing
+
+    def _say(self, stage: Stage, words: str) -> None:
+        self.progress = self.progress.at(stage, words, self._standing().usd(time.time()))
+        self.progress.write(self.paths)
+
+    def _show(self, machines: dict[int, Instance]) -> None:
+        told = [
+            {"name": one.name, "id": one.id, "provider": one.provider, "region": one.region, "machine": one.machine,
+             "address": one.address, "console": one.console}
+            for one in machines.values()
+        ]  # fmt: skip
+        standing = self._standing()
+        rate = sum(one.usd_per_hour for one in standing.may_exist)
+        estimated = rate * self.book.estimated_hours if rate else self.progress.estimated_usd
+        limit = rate * self.book.limit_hours if rate else self.progress.limit_usd
+        self.progress = replace(
+            self.progress, machines=told, usd_per_hour=rate, estimated_usd=estimated, limit_usd=limit
+        )
+
+
+def _in_a_line(error: DtrainError) -> str:
+    return " ".join(error.message.split())
+
+
+def ledger_of(book: OrderBook) -> Ledger:
+    return Ledger(book.run_id)
