@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dtrain.cloud import teardown
+from dtrain.cloud.arming import arm_watchdogs
 from dtrain.cloud.choose import Choice
 from dtrain.cloud.held import HeldPaths
 from dtrain.cloud.keys import make_keys, remove_keys
@@ -105,11 +106,16 @@ class Rental:
         self.rented.wait_for_ssh(self._is_wanted, lambda words: self._say("booting", words))
         if not self._is_wanted():
             return interrupted(self.paths, self._stop_words())
+        self._arm(self.rented)
         self._say("preparing", "making dtrain's environment on the machine")
         self.rented.prepare()
         self._say("preparing", "sending the run, trying the machine out")
         self.rented.start()
         return self._watch(self.rented)
+
+    def _arm(self, rented: RunThere) -> None:
+        one = next(iter(rented.instances.values()))
+        arm_watchdogs(rented, self.market.providers[one.provider], self._standing())
 
     # --- machines ---
 
