@@ -130,7 +130,7 @@ def setup_of(row: Row) -> Setup:
         attention=attention_of(row, framework),
         cross_entropy=cross_entropy_of(row, framework),
         cross_entropy_chunk_tokens=framework.loss_chunk_tokens,
-        chunks_of_logits=True,
+        others_loss=True,
         sequence_parallel_size=parallel.get("ulysses_sp") or 1,
         tensor_parallel_size=parallel.get("tp") or 1,
         tiled_mlp=bool(row.get("tiled_mlp")),
@@ -142,7 +142,7 @@ def setup_of(row: Row) -> Setup:
         fp32_routing=framework.name in ("prime-rl", "torchtitan"),  # torchtitan's MoE scales experts' results in fp32
         offload_optimizer="cpu" if offload == "cpu" or "optimizer cpu" in offload else "none",
         offload_params="cpu" if "param cpu" in offload else "none",
-        expandable_segments="expandable_segments:True" in str(row.get("inferred")),
+        expandable_segments=framework.name == "prime-rl" or "expandable_segments:True" in str(row.get("inferred")),
     )
 
 

@@ -39,7 +39,7 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
         segment_memory=config.segment_memory,
         cross_entropy=choice.cross_entropy,
         cross_entropy_chunk_tokens=chunk_tokens(config, positions),
-        chunks_of_logits=config.plan_as is not None,
+        others_loss=config.plan_as is not None,
         sequence_parallel_size=choice.sequence_parallel_size,
         tensor_parallel_size=config.tensor_parallel_size,
         tiled_mlp=config.tiled_mlp,

@@ -11,7 +11,10 @@ COMPILED_BYTES = 6.0
 (measured 5.8 to 6.3; planning_facts.md)."""
 
 SHIFTED_COPY = 1.0
-"""Bytes per logit, between losses that copy the shifted logits and those that do not."""
+OTHERS_COPY = 1.5
+"""Bytes per logit beside those that every eager loss holds in backward: some keep the fp32 logits or their shifted copy
+as well, others do not. Of other frameworks 14 to 18 bytes in all were measured (planning_facts.md; 14.7 ALST, 15
+torchtune and torchtitan, 17.8 prime-rl)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class LossBytes:
 
 def loss_bytes(setup: Setup) -> LossBytes:
     """Per rank; sequence- and tensor-parallel ranks hold their part."""
-    chunked = _chunked_outputs if setup.chunks_of_logits else _chunked
+    chunked = _chunked_outputs if setup.others_loss else _chunked
     ways = {"eager": _eager, "compiled": _compiled, "fused": _fused, "chunked": chunked}
     return ways[setup.cross_entropy](setup)
 
@@ -42,14 +45,15 @@ def head_is_trained(setup: Setup) -> bool:
 def _eager(setup: Setup) -> LossBytes:
     """Logits, their copy in the loss's type, log-softmax, and two gradients of it: alive together in backward.
 
-    14 bytes by count with 16-bit logits; 14 to 16.4 measured, since some losses copy the shifted logits once more.
+    14 bytes by count with 16-bit logits.
     """
     width, loss = DTYPE_BYTES[setup.dtypes.compute], DTYPE_BYTES[setup.dtypes.loss]
+    kept = OTHERS_COPY if setup.others_loss else SHIFTED_COPY
     logits = setup.micro_batch_tokens * _vocabulary(setup)
     copy = 0.0 if loss == width else loss
     return LossBytes(
         forward=logits * (width + copy + loss),
-        backward=logits * (width + 3 * loss + SHIFTED_COPY),
+        backward=logits * (width + 3 * loss + kept),
         evaluation=evaluation_positions(setup) * _vocabulary(setup) * (width + copy + loss),
     )
 

@@ -120,8 +120,9 @@ class Setup:
     cross_entropy: Literal["eager", "chunked", "compiled", "fused"] = "chunked"
     cross_entropy_chunk_tokens: int = CHUNK_TOKENS
     """Positions per chunk, where the loss is chunked or fused."""
-    chunks_of_logits: bool = False
-    """A chunked loss gets whole logits and cuts them, as other frameworks' do; ours makes one chunk's at a time."""
+    others_loss: bool = False
+    """As other frameworks compute it: a chunked loss gets whole logits and cuts them, where ours makes one chunk's at a
+    time; an eager one may keep the logits' fp32 copy."""
     sequence_parallel_size: int = 1
     tensor_parallel_size: int = 1
     tiled_mlp: bool = False
