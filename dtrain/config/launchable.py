@@ -14,10 +14,6 @@ def _is_set(value: Any) -> bool:
     return value is not None and value is not False
 
 
-def _above_one(value: Any) -> bool:
-    return bool(value > 1)
-
-
 def _one_of(*values: str) -> Callable[[Any], bool]:
     return lambda value: value in values
 
@@ -29,7 +25,6 @@ def _not_of(*values: str) -> Callable[[Any], bool]:
 NOT_YET: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # key, what launch cannot do with it, what it can
     ("plan_as", _is_set, "leave plan_as out: it describes another framework, to plan for it"),
     ("load_in_8bit", _is_set, "load_in_8bit: false"),
-    ("tensor_parallel_size", _above_one, "tensor_parallel_size: 1"),
     ("torch_compile", _is_set, "torch_compile: false"),
     ("fp8", _is_set, "fp8: false, and bf16: auto"),
     ("cross_entropy", _one_of("compiled", "fused"), "cross_entropy: auto"),

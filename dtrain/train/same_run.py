@@ -14,15 +14,17 @@ from dtrain.planner.choice import Choice
 from dtrain.planner.plan import versions
 from dtrain.train.checkpoint import Checkpoint
 
+CUT = "tensor_parallel_size"
 MODEL_CODE = "model_code"
 """Beside versions: a hash of the code that came with the model (`trust_remote_code`)."""
 
 
 def facts(config: Config, choice: Choice) -> dict[str, Any]:
-    """What decides, beside the rows themselves, which of them each step trains on."""
+    """What decides, beside the rows themselves, which of them each step trains on, and how the matrices are cut."""
     return {
         "global_batch_size": choice.global_batch_size, "sequence_len": choice.sequence_len,
         "sample_packing": config.sample_packing, "shuffle": config.shuffle, "seed": config.seed,
+        CUT: config.tensor_parallel_size,
     }  # fmt: skip
 
 
@@ -45,8 +47,9 @@ def refuse_other(config: Config, choice: Choice, found: Checkpoint, code: dict[s
     now = facts(config, choice)
     changed = [name for name, value in found.schedule.items() if name in now and now[name] != value]
     if changed:
+        why = "its states are of matrices cut otherwise" if changed[0] == CUT else "the run would see other rows"
         raise BadInput(
-            "changed since the checkpoint was written: the run would see other rows", key=changed[0],
+            f"changed since the checkpoint was written: {why}", key=changed[0],
             file=str(found.folder), value=now[changed[0]], allowed=found.schedule[changed[0]],
             fix="put it back in the run's config.yaml, or launch a new run",
         )  # fmt: skip

@@ -113,8 +113,10 @@ def over_ranks(attention: Attention) -> Attention:
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         if sequence_shard is None:
             return attention(module, query, key, value, attention_mask, **told)
-        _refuse_local(attention_mask, told)
+        _refuse_local(attention_mask)
         told.pop("position_ids", None)  # of this rank's tokens: the documents' boundaries say it for the whole row
+        if told.get("s_aux") is not None:  # one learned sink for each head
+            told["s_aux"] = told["s_aux"].chunk(sequence_shard.size)[sequence_shard.index]
         copies = copies_of_kv_heads(key.shape[1], sequence_shard.size)
         if copies > 1:
             key, value = key.repeat_interleave(copies, dim=1), value.repeat_interleave(copies, dim=1)
@@ -125,12 +127,10 @@ def over_ranks(attention: Attention) -> Attention:
     return exchanged
 
 
-def _refuse_local(mask: Tensor | None, told: dict[str, Any]) -> None:
-    """A mask made from this rank's tokens, or a value for each head of the model, would be wrong for what it attends
-    over: never drop it in silence."""
-    local = [name for name, value in {"attention_mask": mask, "s_aux": told.get("s_aux")}.items() if value is not None]
-    if local:
+def _refuse_local(mask: Tensor | None) -> None:
+    """A mask made from this rank's tokens would be wrong for the whole row: never drop it in silence."""
+    if mask is not None:
         raise BadInput(
-            f"this model's attention needs {local[0]}, which cannot be shared out over ranks",
+            "this model's attention needs a mask, which cannot be shared out over ranks",
             key="sequence_parallel_size", fix="set `sequence_parallel_size: 1`",
         )  # fmt: skip

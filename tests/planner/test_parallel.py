@@ -31,8 +31,40 @@ def test_sequence_parallel_that_cannot_be(lines: tuple[str, ...], key: str, word
     assert words in refused(*lines)[key]
 
 
+@pytest.mark.parametrize(
+    ("lines", "key", "words"),
+    [
+        ((), "tensor_parallel_size", "4 key and value heads cannot be divided by 8"),
+        (("zero_stage: 3",), "zero_stage", "shards what tensor parallel has cut"),
+        (("sequence_parallel_size: 2",), "tensor_parallel_size", "one of the two at a time"),
+        (("adapter: lora",), "adapter", "adapters lie on whole layers"),
+        (("optimizer: muon",), "optimizer", "whole matrices"),
+        (("tiled_mlp: true",), "tiled_mlp", "for each tile"),
+    ],
+)
+def test_tensor_parallel_that_cannot_be(lines: tuple[str, ...], key: str, words: str) -> None:
+    size = 8 if key == "tensor_parallel_size" and not lines else 2
+    assert words in refused(f"tensor_parallel_size: {size}", *lines)[key]
+
+
+def test_tensor_parallel_of_another_family() -> None:
+    words = refused("tensor_parallel_size: 2", "sequence_len: 512", model="microsoft/phi-2")["tensor_parallel_size"]
+    assert "phi is not among the families" in words
+
+
+def test_tensor_parallel_takes_a_stage_below_three() -> None:
+    made = plan("tensor_parallel_size: 4", "sequence_len: 2048", model="meta-llama/Llama-3.1-70B", profile="h100x8")
+    assert made.choice.zero_stage < 3
+    assert made.choice.global_batch_size % 2 == 0
+
+
+def test_another_framework_may_do_what_we_do_not() -> None:
+    lines = ("tensor_parallel_size: 2", "plan_as: {sharding: fsdp2}", "sequence_len: 2048")
+    assert plan(*lines).choice.zero_stage == 3
+
+
 def test_a_window_need_not_divide_and_kv_heads_may_be_fewer_than_ranks() -> None:
-    made = plan("sequence_parallel_size: 8", "sequence_len: 4001", "micro_batch_size: 1")
+    made = plan("sequence_parallel_size: 8", "sequence_len: 2001", "micro_batch_size: 1")
     assert made.facts.kv_heads == 4
     assert made.choice.sequence_parallel_size == 8
     assert made.choice.global_batch_size == 1
