@@ -93,7 +93,7 @@ def _activation_kept(key: ActivationKey) -> float:
         return key.width * (2 if key.fused or key.compiled else 3)
     if key.facts.activation == "relu":
         return 0.0  # it keeps its output, which the down projection keeps as well
-    if key.facts.activation == "gelu_new" and not key.compiled:
+    if key.facts.activation == "gelu_new" and key.written_out_gelu:
         return key.width * 4  # x, 0.5x, tanh and 1 + tanh: it is written out in Python (transformers/activations.py)
     return key.width
 

@@ -45,6 +45,8 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
         tiled_mlp=config.tiled_mlp,
         compiled=config.torch_compile,
         fp8_linears=config.fp8,
+        fused_kernels=_has_liger_kernels(config),
+        one_kernel_gelu=config.plan_as is not None,
         packed=config.plan_as is None and (config.sample_packing or choice.micro_batch_size > 1),
         frozen_keeps_inputs=config.plan_as is not None,
         fp32_routing=config.plan_as is not None,
@@ -54,6 +56,12 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
         eval_micro_batch_size=eval_micro_batch(config, choice),
         gradient_clipping=config.max_grad_norm > 0,
     )
+
+
+def _has_liger_kernels(config: Config) -> bool:
+    """Elsewhere a fused loss is Liger's, which replaces norms, rope and the MLP's activation as well, unless the model
+    is compiled."""
+    return config.plan_as is not None and config.cross_entropy == "fused" and not config.torch_compile
 
 
 def dtypes_of(config: Config, other: PlanAs, sharding: Sharding, compute: Dtype) -> Dtypes:

@@ -132,6 +132,8 @@ class Setup:
     """The blocks' matmuls run in fp8; weights and activations are held in the compute type (torchao)."""
     fused_kernels: bool = False
     """Liger-like norms, rope and gated activations that keep only their inputs."""
+    one_kernel_gelu: bool = False
+    """The tanh form of GELU is torch's kernel; transformers writes `gelu_new` out in Python."""
     packed: bool = False
     """Several documents behind each other in one row of tokens, as dtrain feeds every micro-batch."""
     frozen_keeps_inputs: bool = False
