@@ -16,6 +16,11 @@ def home() -> Path:
     return (Path(data) if data else Path.home() / ".local" / "share") / "dtrain"
 
 
+def own_prices() -> Path:
+    """What `dtrain prices refresh` was told: rows of the price table, preferred to the shipped ones."""
+    return home() / "prices.json"
+
+
 def measured() -> Path:
     """What this machine's runs measured beside their plans: a JSON object a line."""
     return home() / "measured.jsonl"

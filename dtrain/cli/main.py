@@ -17,6 +17,7 @@ COMMANDS = {
     "launch": "From a YAML to a trained model, here or elsewhere.",
     "rent": "Where to rent a machine for it, for how long, for how much.",
     "profiles": "The machines dtrain knows by name.",
+    "prices": "What machines cost and when that was read; `refresh` asks the providers.",
     "config": "Show, check and describe a config file.",
     "import": "Read an Axolotl YAML: what it would have lost, and ours.",
     "preview": "See rows as the model will see them, trained tokens coloured.",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import ceil
 from pathlib import Path
 from typing import Literal
 
+from dtrain import paths
+from dtrain.errors import BadInput
+from dtrain.hardware.gpus import BY_NAME
 from dtrain.hardware.profiles import Profile
 
 Kind = Literal["on-demand", "spot", "marketplace", "free"]
@@ -51,10 +55,50 @@ class Offer:
     kind: Kind = "on-demand"
 
 
-@cache
 def prices() -> tuple[Price, ...]:
+    """The person's own rows (`dtrain prices refresh`) instead of the shipped ones for the same cards and provider."""
+    own = own_prices()
+    known = {_sold(row) for row in own}
+    return (*own, *(row for row in shipped_prices() if _sold(row) not in known))
+
+
+def _sold(row: Price) -> tuple[str, str, int, str]:
+    return row.provider, row.gpu, row.gpus, row.kind
+
+
+@cache
+def shipped_prices() -> tuple[Price, ...]:
     document = json.loads(Path(__file__).with_name("prices.json").read_text(encoding="utf-8"))
     return tuple(Price(**row) for row in document)
+
+
+def prices_of(gpu: str | None) -> list[Price]:
+    """Of one card or of all, the cheapest card-hour first. BadInput for a card that the catalogue does not know."""
+    if gpu is not None and gpu not in BY_NAME:
+        near = difflib.get_close_matches(gpu, BY_NAME, n=1)
+        raise BadInput("no such card", key="--gpu", value=gpu, fix=near[0] if near else "dtrain profiles")
+    rows = [row for row in prices() if gpu is None or row.gpu == BY_NAME[gpu].name]
+    return sorted(rows, key=lambda row: (row.gpu, row.usd_per_hour / row.gpus, row.provider))
+
+
+def own_prices() -> tuple[Price, ...]:
+    """Rows that were asked for from here; empty where none were. BadInput for a file that is none of ours."""
+    file = paths.own_prices()
+    try:
+        return _read_own(file, file.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return ()
+
+
+@lru_cache(maxsize=4)
+def _read_own(file: Path, changed: int) -> tuple[Price, ...]:
+    try:
+        return tuple(Price(**row) for row in json.loads(file.read_text(encoding="utf-8"))["prices"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadInput(
+            f"the table of live prices cannot be read: {error}", file=str(file),
+            fix=f"rm {file}, or dtrain prices refresh after it",
+        ) from None  # fmt: skip
 
 
 def offers(profile: Profile, table: Sequence[Price] | None = None) -> list[Offer]:

@@ -1,0 +1,88 @@
+"""What is said to RunPod's GraphQL: documents with variables, so that no text of ours is ever read as a query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from dtrain.cloud.provider import Order
+
+from .container import boot_command, shutdown_program
+from .runpod_options import API, IMAGE, RunpodOptions, options_of
+
+PATH = "/graphql"
+SPOT, ON_DEMAND = "podRentInterruptable", "podFindAndDeployOnDemand"
+_MADE = "{ id name desiredStatus costPerHr machineId }"
+CREATE: Mapping[str, str] = {
+    ON_DEMAND: f"mutation Create($input: PodFindAndDeployOnDemandInput!) {{ {ON_DEMAND}(input: $input) {_MADE} }}",
+    SPOT: f"mutation Create($input: PodRentInterruptableInput!) {{ {SPOT}(input: $input) {_MADE} }}",
+}
+PODS = """query Pods { myself { pods {
+  id name desiredStatus podType costPerHr gpuCount imageName lastStatusChange
+  machine { gpuDisplayName dataCenterId }
+  runtime { uptimeInSeconds ports { ip isIpPublic privatePort publicPort type } }
+} } }"""
+TERMINATE = "mutation Terminate($input: PodTerminateInput!) { podTerminate(input: $input) }"
+ACCOUNT = "query Account { myself { clientBalance currentSpendPerHr spendLimit } }"
+CARDS = """query Cards($price: GpuLowestPriceInput!) { gpuTypes {
+  id displayName memoryInGb maxGpuCount securePrice communityPrice secureSpotPrice communitySpotPrice
+  lowestPrice(input: $price) { minimumBidPrice uninterruptablePrice stockStatus }
+} }"""
+NEVER = "max_seconds after the request is sent"
+"""Stands in a dry run where the request has a time."""
+
+
+def asked(document: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The body of one request."""
+    return {"query": document, **({"variables": dict(variables)} if variables else {})}
+
+
+def created_by(order: Order) -> str:
+    return SPOT if order.offer.spot else ON_DEMAND
+
+
+def create_body(order: Order, ends: str = NEVER) -> dict[str, Any]:
+    options = options_of(order.options)
+    return asked(CREATE[created_by(order)], {"input": _pod(order, options, ends)})
+
+
+def end_time(order: Order, now: float) -> str:
+    """RFC 3339. RunPod takes it, and in August 2026 did not act on it (runpodctl, pull request 330): nothing relies on
+    it."""
+    return datetime.fromtimestamp(now + order.max_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _pod(order: Order, options: RunpodOptions, ends: str) -> dict[str, Any]:
+    pod = {
+        "name": order.name,
+        "imageName": order.image or IMAGE,
+        "gpuTypeId": order.offer.data["gpu_type_id"],
+        "gpuCount": order.offer.gpus,
+        "cloudType": order.offer.data["cloud"],
+        "containerDiskInGb": order.disk_gib,
+        "volumeInGb": 0,  # a volume would outlive a stop and go on costing
+        "minVcpuCount": 4 * order.offer.gpus,
+        "minMemoryInGb": 16 * order.offer.gpus,
+        "ports": "22/tcp",
+        "supportPublicIp": True,
+        "startSsh": True,
+        "env": [{"key": "PUBLIC_KEY", "value": order.public_key}, {"key": "DTRAIN_RUN", "value": order.run_id}],
+        "dockerArgs": f"bash -c '{boot_command(order, _shutdown())}; exec {options.start}'",
+        "terminateAfter": ends,
+    }
+    if order.offer.region:
+        pod["dataCenterId"] = order.offer.region
+    if order.offer.spot:
+        pod["bidPerGpu"] = round(order.offer.usd_per_hour / order.offer.gpus, 4)
+    return pod
+
+
+def _shutdown() -> str:
+    query = asked(TERMINATE)["query"]
+    return shutdown_program(
+        method="POST",
+        url=repr(f"{API.endpoint()}{PATH}"),
+        body=f'{{"query": {query!r}, "variables": {{"input": {{"podId": seen["RUNPOD_POD_ID"]}}}}}}',
+        key="RUNPOD_API_KEY",
+    )
