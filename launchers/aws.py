@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dtrain.cloud import ledger
+from dtrain.cloud.dated_offers import rows_of
 from dtrain.cloud.launcher import CloudLauncher
 from dtrain.cloud.provider import (
     TAG,
@@ -14,11 +15,9 @@ from dtrain.cloud.provider import (
     Instance,
     InstanceState,
     Need,
-    NoSuchMachine,
     Offer,
     Order,
 )
-from dtrain.hardware.prices import prices
 
 from . import aws_request
 from .aws_client import NAME, AwsClients, told
@@ -52,15 +51,8 @@ class Aws:
 
     def offers(self, need: Need) -> Sequence[Offer]:
         """From the dated table, in the regions where its prices hold; spot at the live price."""
-        rows = [row for row in prices() if row.provider == NAME and row.gpu == need.gpu and row.gpus >= need.gpus]
-        if not rows:
-            raise NoSuchMachine(
-                f"the price table has no machine at AWS with {need.gpus} × {need.gpu}", key="--profile",
-                fix="name one and its price: launchers.aws.machine, usd_per_hour and regions",
-            )  # fmt: skip
-        least = min(row.gpus for row in rows)
+        kinds = rows_of(NAME, need)
         regions = need.regions or tuple(dict.fromkeys([self._home_region(), *PRICED_REGIONS]))
-        kinds = [row for row in rows if row.gpus == least]
         if need.spot:
             return self._spot_offers(need, {row.machine: row.gpus for row in kinds}, regions)
         found = [

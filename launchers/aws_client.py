@@ -71,6 +71,7 @@ class AwsClients:
 def told(region: str, machine: str, creates: bool = False) -> Iterator[None]:
     """boto3's errors in our words. `creates`: an answer that was lost leaves it open whether it happened."""
     import botocore.exceptions as boto
+    from botocore.parsers import ResponseParserError
 
     try:
         yield
@@ -87,7 +88,7 @@ def told(region: str, machine: str, creates: bool = False) -> Iterator[None]:
     except (boto.ReadTimeoutError, boto.ConnectionClosedError, boto.HTTPClientError) as error:
         kind = OutcomeUnknown if creates else ProviderDown
         raise kind(f"AWS gave no answer: {error}") from None
-    except boto.BotoCoreError as error:
+    except (boto.BotoCoreError, ResponseParserError) as error:
         kind = OutcomeUnknown if creates else ProviderDown
         raise kind(f"AWS's answer is none: {' '.join(str(error).split())[:200]}") from None
 

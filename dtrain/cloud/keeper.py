@@ -8,21 +8,36 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from dtrain.cloud.progress import has_keeper, kept
 from dtrain.own_process import speak_into
 from dtrain.paths import RunPaths
 
+AGAIN_SECONDS = 3.0
+
 
 def start(paths: RunPaths) -> None:
     """A keeper for the run, unless one lives."""
-    if has_keeper(paths):
+    if has_keeper(paths) or _was_started_just_now(paths):
         return
     subprocess.Popen(
         [sys.executable, "-P", "-m", "dtrain.cloud.keeper", str(paths.output)], start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
     )  # fmt: skip
+
+
+def _was_started_just_now(paths: RunPaths) -> bool:
+    """One that dies at once is not started ten times a second."""
+    mark = paths.rented / "keeper.started"
+    try:
+        if 0 <= time.time() - mark.stat().st_mtime < AGAIN_SECONDS:
+            return True
+    except FileNotFoundError:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    return False
 
 
 def main(arguments: list[str]) -> int:

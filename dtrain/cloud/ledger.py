@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +48,8 @@ class Rented:
     """The machine type and offer, for a second create with the same token."""
     why: str = ""
     """Why it was refused or given back."""
+    life: int = 1
+    """Of the run, in which it was ordered."""
 
     @property
     def may_exist(self) -> bool:
@@ -78,9 +80,13 @@ class Standing:
         """How many machines were tried for a node, over all lives."""
         return max((one.attempt for one in self.machines.values() if one.node == node), default=0)
 
+    @property
+    def of_this_life(self) -> list[Rented]:
+        return [one for one in self.machines.values() if one.life == self.life]
+
     def usd(self, now: float) -> float:
-        """What the machines cost until now: from the intent until they were gone."""
-        return sum(one.usd_per_hour * _billed_seconds(one, now) / 3600 for one in self.machines.values())
+        """What the machines of this life cost until now: from the intent until they were gone."""
+        return sum(one.usd_per_hour * _billed_seconds(one, now) / 3600 for one in self.of_this_life)
 
 
 def _billed_seconds(one: Rented, now: float) -> float:
@@ -184,7 +190,7 @@ def replay(lines: Iterator[Mapping[str, Any]]) -> Standing | None:
         if event == "begun":
             begun, life, home, ended, reason = told, life + 1, False, False, ""
         elif event == "intended":
-            machines[told["name"]] = _intended(told)
+            machines[told["name"]] = _intended(told, life)
         elif event == "home":
             home = True
         elif event == "ended":
@@ -196,20 +202,17 @@ def replay(lines: Iterator[Mapping[str, Any]]) -> Standing | None:
     return Standing(begun["run_id"], begun["launcher"], begun["output"], machines, life, home, ended, reason)
 
 
-def _intended(told: Mapping[str, Any]) -> Rented:
+def _intended(told: Mapping[str, Any], life: int) -> Rented:
     return Rented(
         told["name"], told["provider"], told["region"], told["node"], told["attempt"], told["usd_per_hour"],
-        "intended", told["time"], told["time"], order=told["order"],
+        "intended", told["time"], told["time"], order=told["order"], life=life,
     )  # fmt: skip
 
 
 def _changed(one: Rented, told: Mapping[str, Any]) -> Rented:
     state: MachineState = told["event"]
     instance = Instance(**told["instance"]) if "instance" in told else one.instance
-    return Rented(
-        one.name, one.provider, one.region, one.node, one.attempt, one.usd_per_hour, state, one.asked, told["time"],
-        instance, one.order, told.get("why", one.why),
-    )  # fmt: skip
+    return replace(one, state=state, told=told["time"], instance=instance, why=told.get("why", one.why))
 
 
 def all_ledgers() -> list[Ledger]:

@@ -22,7 +22,7 @@ class Meter:
         self.options = options
         self.limit_seconds = book.limit_hours * 3600
         self.estimated_hours = book.estimated_hours
-        began = min((one.asked for one in standing.machines.values()), default=time.time())
+        began = min((one.asked for one in standing.of_this_life), default=time.time())
         self._before = min(max(0.0, time.time() - began), self.limit_seconds)
         self._since = time.monotonic()
 
@@ -48,7 +48,7 @@ class Meter:
     def cost_words(self, standing: Standing) -> str:
         """What it cost against the estimate."""
         cost = standing.usd(time.time())
-        rates = [one.usd_per_hour for one in standing.machines.values() if one.state != "refused"]
-        nodes = 1 + max((one.node for one in standing.machines.values()), default=0)
+        rates = [one.usd_per_hour for one in standing.of_this_life if one.state != "refused"]
+        nodes = 1 + max((one.node for one in standing.of_this_life), default=0)
         expected = (max(rates) if rates else 0.0) * nodes * self.estimated_hours
         return f"it cost {dollars(cost)}, {dollars(expected)} was the estimate"

@@ -8,6 +8,7 @@ provider took is replaced, and the run goes on from its last checkpoint.
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from dtrain.cloud.arming import arm_watchdogs
 from dtrain.cloud.choose import Choice
 from dtrain.cloud.held import HeldPaths
 from dtrain.cloud.keys import make_keys, remove_keys
-from dtrain.cloud.ledger import Ledger, Standing
+from dtrain.cloud.ledger import Standing
 from dtrain.cloud.machines import Machines, Terms
 from dtrain.cloud.market import Market
 from dtrain.cloud.meter import Meter
@@ -35,7 +36,8 @@ BAD_HOSTS = 3
 """So many machines are given back before the run gives up: then it is not the machines."""
 ASK_PROVIDER_SECONDS = 15.0
 """How often the provider is asked whether the machines are still ours, while the run goes on."""
-TAKEN = "taken by the provider"
+TAKEN, GIVEN_BACK = "taken by the provider", "not fit"
+"""How the ledger begins to say why a machine goes."""
 
 
 class Taken(Exception):
@@ -57,7 +59,6 @@ class Rental:
         self.progress = Progress.read(paths) or Progress.fresh(book.run_id, 1)
         if self.progress.life != self._standing().life:
             self.progress = Progress.fresh(book.run_id, self._standing().life)
-        self.given_back = 0
         self.rented: RunThere | None = None
 
     # --- the road ---
@@ -69,15 +70,24 @@ class Rental:
         try:
             ending = self._decided() or self._live()
             ending = self._brought_home(ending)
-        except DtrainError as error:
+        except Exception as error:  # whatever it is: no machine may be left
+            told = _as_told(error)
             if self._was_nothing_rented():
-                self._refused(error)
+                self._refused(told)
                 return
-            ending = Ending.now(self.paths, error.exit_code, _in_a_line(error))
+            ending = self._saved(Ending.now(self.paths, told.exit_code, _in_a_line(told)))
         finally:
             if self.rented is not None:
                 self.rented.close()
         self._close(ending)
+
+    def _saved(self, ending: Ending) -> Ending:
+        """After a failure of the road itself: what is there comes home, if it can."""
+        ending.write(self.paths)
+        try:
+            return self._brought_home(ending)
+        except DtrainError as error:
+            return replace(ending, reason=f"{ending.reason}; not all is home: {_in_a_line(error)}")
 
     def _decided(self) -> Ending | None:
         """The ending of a run whose results are home: only its machines are left."""
@@ -147,14 +157,14 @@ class Rental:
 
     def _give_back(self, nodes: Sequence[int], error: LauncherRefused) -> None:
         """Bad hosts go, and their offer comes last from now on."""
-        self.given_back += len(nodes)
         there = self.machines.there()
         bad = [there[node] for node in nodes if node in there]
-        self.machines.give_back(bad, error.message)
+        self.machines.give_back(bad, f"{GIVEN_BACK}: {error.message}")
         for instance in bad:
             self.choice.note_bad(instance)
-        if self.given_back >= BAD_HOSTS:
-            raise LauncherRefused(f"{self.given_back} machines were given back, the last: {error.message}")
+        tried = [one for one in self._standing().of_this_life if one.why.startswith(GIVEN_BACK)]
+        if len(tried) >= BAD_HOSTS:
+            raise LauncherRefused(f"{len(tried)} machines were given back, the last: {error.message}")
         self._say("choosing", f"given back: {error.message}")
 
     def _after_taken(self, why: str) -> None:
@@ -288,7 +298,7 @@ class Rental:
         self._say("over", error.message)
 
     def _was_nothing_rented(self) -> bool:
-        return all(one.state == "refused" for one in self._standing().machines.values())
+        return all(one.state == "refused" for one in self._standing().of_this_life)
 
     # --- telling ---
 
@@ -316,9 +326,12 @@ class Rental:
         )
 
 
+def _as_told(error: Exception) -> DtrainError:
+    if isinstance(error, DtrainError):
+        return error
+    traceback.print_exception(error)  # into the keeper's log
+    return DtrainError(f"the run's keeper failed: {type(error).__name__}: {error}")
+
+
 def _in_a_line(error: DtrainError) -> str:
     return " ".join(error.message.split())
-
-
-def ledger_of(book: OrderBook) -> Ledger:
-    return Ledger(book.run_id)
