@@ -191,7 +191,7 @@ _REFUSED: tuple[tuple[str, str, str], ...] = (  # what would have happened, what
         use_eaft eaft_alpha eaft_k kd_trainer kd_ce_alpha kd_alpha kd_temperature kd_temperature_min kd_beta
         kd_normalize_topk kd_online_server_base_url kd_online_topk kd_online_server kd_online_timeout"""),
     ("the model would have kept its own config", "put the change into config.json of a local model folder", """
-        model_config overrides_of_model_config model_kwargs overrides_of_model_kwargs rope_scaling cls_model_config
+        model_config overrides_of_model_config model_kwargs overrides_of_model_kwargs cls_model_config
         model_quantization_config model_quantization_config_kwargs use_onebitllms dense_mixer
         llama4_linearized_experts scaling_softmax scaling_softmax_factor scaling_softmax_bias fp32_norms
         fp32_norm_classes embeddings_skip_upcast sage_attention s2_attention"""),

@@ -23,7 +23,7 @@ _ONE_OF: tuple[tuple[str, str, str], ...] = (
 def contradictions(tree: Node) -> list[BadInput]:
     """Every contradiction between keys of the translated tree; types may still be wrong there."""
     keys: dict[str, Node] = tree.value
-    rules = (_said_twice, _precision, _adapters, _needs, _sharding, _multiples, _recomputation)
+    rules = (_said_twice, _precision, _adapters, _needs, _sharding, _multiples, _recomputation, _rope)
     return [error for rule in rules for error in rule(keys)]
 
 
@@ -101,6 +101,33 @@ def _recomputation(keys: dict[str, Node]) -> Iterator[BadInput]:
     if blocky and _is(keys, "gradient_checkpointing", "selective"):
         why = "cannot stand beside gradient_checkpointing selective: it knows no output of flex_attention to keep"
         yield _against(keys, blocky, "gradient_checkpointing", why, "gradient_checkpointing: full, or offload")
+
+
+_ROPE_KEYS = {
+    "yarn": ("attention_factor", "beta_fast", "beta_slow"),
+    "llama3": ("low_freq_factor", "high_freq_factor"),
+}
+
+
+def _rope(keys: dict[str, Node]) -> Iterator[BadInput]:
+    """Each kind's own keys; and dynamic scaling, whose frequencies follow from the longest row of a micro-batch."""
+    said = keys["rope_scaling"].value if "rope_scaling" in keys else None
+    if not isinstance(said, dict) or "type" not in said:
+        return
+    kind = said["type"].value
+    for owner, names in _ROPE_KEYS.items():
+        for name in names:
+            if owner != kind and name in said:
+                message, fix = f"is a key of {owner}, and type is {kind}", f"leave it out, or type: {owner}"
+                yield error_at(said[name].origin, f"rope_scaling.{name}", message, fix=fix)
+    if kind == "dynamic" and (_is(keys, "sample_packing", True) or not _is(keys, "micro_batch_size", 1)):
+        message = "dynamic scaling depends on a row's length, so rows cannot share a micro-batch"
+        fix = "micro_batch_size: 1 and sample_packing: false, or type: yarn"
+        yield error_at(said["type"].origin, "rope_scaling.type", message, value=kind, fix=fix)
+    if "adapter" in keys and keys["adapter"].value is not None:
+        message = "an adapter's folder names its base model, whose config.json would not carry the scaling"
+        fix = "leave adapter out, or write rope_parameters into a copy of the base model's config.json"
+        yield error_at(keys["rope_scaling"].origin, "rope_scaling", message, fix=fix)
 
 
 def _multiples(keys: dict[str, Node]) -> Iterator[BadInput]:

@@ -131,6 +131,27 @@ class AttentionPattern(Section):
     """Of the draw."""
 
 
+class RopeScaling(Section):
+    """Rotary positions beyond those a model was trained for; names and defaults are transformers' own."""
+
+    type: Literal["linear", "dynamic", "yarn", "llama3"]
+    """dynamic: by each row's own length; needs `micro_batch_size: 1` and no packing."""
+    factor: Annotated[float, Field(ge=1)]
+    """Positions become so many times the original ones."""
+    original_max_position_embeddings: Count | None = None
+    """Default: what the model's config says."""
+    attention_factor: Annotated[float, Field(gt=0)] | None = None
+    """yarn"""
+    beta_fast: Annotated[float, Field(gt=0)] | None = None
+    """yarn"""
+    beta_slow: Annotated[float, Field(gt=0)] | None = None
+    """yarn"""
+    low_freq_factor: Annotated[float, Field(gt=0)] | None = None
+    """llama3; default 1"""
+    high_freq_factor: Annotated[float, Field(gt=0)] | None = None
+    """llama3; default 4"""
+
+
 class LauncherOptions(Section):
     """What one launcher is told. Each launcher checks its own keys; `extra` is passed on as it is."""
 
@@ -184,6 +205,8 @@ class Config(Section):
     """Where tokenised data is cached; default: in `$DTRAIN_HOME`."""
     sequence_len: Count = 512
     """The window in tokens. Axolotl's default is ours, so that its files mean the same."""
+    rope_scaling: RopeScaling | None = None
+    """For windows beyond the model's positions. The model folder at the end carries it."""
     sample_packing: bool = False
     eval_sample_packing: bool | None = None
     train_on_inputs: bool = False

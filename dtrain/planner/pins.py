@@ -15,6 +15,7 @@ from dtrain.planner import sparse_attention
 from dtrain.planner.batch import divisors
 from dtrain.planner.choice import Precision
 from dtrain.planner.parallel import parallel_errors
+from dtrain.planner.positions import position_errors
 
 Offload = Literal["none", "cpu", "nvme"]
 Checkpointing = Literal["none", "full", "selective", "offload"]
@@ -57,7 +58,7 @@ def space_of(loaded: Loaded, profile: Profile, facts: ModelFacts) -> Space:
     """BadInputs with everything that cannot be planned."""
     config = loaded.config
     errors = [*parallel_errors(loaded, facts), *_adapter_errors(loaded), *_tiling_errors(loaded, facts)]
-    errors += sparse_attention.errors_of(loaded, facts)
+    errors += [*sparse_attention.errors_of(loaded, facts), *position_errors(loaded, facts)]
     if errors:
         raise BadInputs(errors)
     return Space(
@@ -92,7 +93,8 @@ def _stages(loaded: Loaded, profile: Profile) -> tuple[int, ...]:
     if config.zero_stage != "auto":
         return (config.zero_stage,)
     lowest = 0 if precision_of(loaded, profile) in ("fp32", "tf32") else 1
-    highest = 2 if config.adapter == "qlora" else 3  # quantised weights cannot be sharded element by element
+    # quantised weights cannot be sharded element by element, and tensor parallel has cut them already
+    highest = 2 if config.adapter == "qlora" or config.tensor_parallel_size > 1 else 3
     return tuple(range(lowest, highest + 1))
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from dtrain import __version__
 from dtrain.config.origins import Loaded
-from dtrain.errors import BadInput
 from dtrain.hardware.prices import offers
 from dtrain.hardware.profiles import Profile
 from dtrain.models.facts import ModelFacts
@@ -23,6 +22,7 @@ from dtrain.planner.explain import Neighbour, neighbours, reasons
 from dtrain.planner.measured import NO_BIAS, Bias
 from dtrain.planner.memory import TERMS, Memory
 from dtrain.planner.pins import space_of
+from dtrain.planner.positions import position_warnings
 from dtrain.planner.throughput import StepTime, estimate_time
 
 SCHEMA_VERSION = 1
@@ -160,7 +160,7 @@ def make_plan(
         run=run,
         cost=cost_of(profile, run.hours),
         counts=counts,
-        warnings=(*profile.notes, *loaded.notes, *_window_warnings(loaded, facts), *counts.warnings),
+        warnings=(*profile.notes, *loaded.notes, *position_warnings(loaded, facts), *counts.warnings),
         reasons=(*reasons(found, space), *((bias.words,) if bias.words else ())),
         bias=bias,
         neighbours=neighbours(found, space),
@@ -203,28 +203,6 @@ def cost_of(profile: Profile, hours: float) -> Cost | None:
         return None
     best = billed[0]
     return Cost(best.provider, best.usd_per_hour, best.usd_per_hour * hours, best.priced_on)
-
-
-# --- warnings -----------------------------------------------------------------------------------------------------
-
-
-def _window_warnings(loaded: Loaded, facts: ModelFacts) -> tuple[str, ...]:
-    """A window beyond the model's positions: an error where positions are learned, a warning where they rotate."""
-    window, positions = loaded.config.sequence_len, facts.max_positions
-    if positions is None or window <= positions:
-        return ()
-    if facts.learned_position_parameters:
-        origin = loaded.origin("sequence_len")
-        raise BadInput(
-            f"{facts.name} has learned positions for {positions} tokens only",
-            file=origin.file,
-            line=origin.line,
-            key="sequence_len",
-            value=window,
-            allowed=f"at most {positions}",
-            fix=f"sequence_len: {positions}",
-        )
-    return (f"sequence_len {window} is beyond the {positions} positions {facts.name} was trained for",)
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from dtrain.errors import RunFailed
 from dtrain.files import sync_file, sync_folder
 from dtrain.train import adapters
 from dtrain.train.loss import LossModel
-from dtrain.train.model import DTYPES
+from dtrain.train.model import DTYPES, read_config
 from dtrain.train.ranks import Ranks
 from dtrain.train.state_files import stored_in, whole_parameter
 from dtrain.train.tensor_parallel import part_of
@@ -72,9 +72,7 @@ def export_checkpoint(folder: Path, config: Config, precision: str, tokenizer_fo
 
     stored = stored_in(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder)
-    described = transformers.AutoConfig.from_pretrained(
-        config.base_model, revision=config.revision_of_model, trust_remote_code=config.trust_remote_code
-    )
+    described = read_config(config, config.base_model)
     described.vocab_size = max(described.get_text_config().vocab_size, len(tokenizer))
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(described, dtype=DTYPES[precision])

