@@ -117,12 +117,13 @@ def one_round(bench: Bench, folder: Path, engine: Any, saver: Saver, number: int
         forget_cached(place)
     bench.time("disk read", lambda: read_raw(raw / f"{ranks.rank}"))
 
-    def we_load() -> None:
-        found, _ = checkpoint.newest_good(saver.paths, ranks)
-        assert found is not None
-        checkpoint.load(saver.states, found, ranks)
-
-    bench.time("dtrain load, checksums read", we_load)
+    found: list[checkpoint.Checkpoint | None] = []
+    bench.time("dtrain checksums", lambda: found.append(checkpoint.newest_good(saver.paths, ranks)[0]))
+    newest = found[0]
+    assert newest is not None
+    bench.time("dtrain states put back", lambda: checkpoint.load(saver.states, newest, ranks))
+    whole = bench.seconds["dtrain checksums"][-1] + bench.seconds["dtrain states put back"][-1]
+    bench.seconds.setdefault("dtrain load, checksums read", []).append(whole)
     forget_cached(theirs)
     bench.time("deepspeed load", lambda: engine.load_checkpoint(str(theirs), tag="one"))
 

@@ -141,7 +141,8 @@ def _put(partition: Partition, kind: str, tensor: Tensor) -> None:
         partition.master.copy_(tensor)
         return
     shape = partition.key.shape if tensor.numel() == partition.master.numel() else tensor.shape
-    partition.states[kind] = tensor.reshape(shape).to(partition.master.device)
+    # a copy: a tensor that is a mapped file would end the run (SIGBUS) if that file went away
+    partition.states[kind] = tensor.reshape(shape).to(partition.master.device, copy=True)
 
 
 def _put_scalars(partition: Partition, stored: Stored) -> None:

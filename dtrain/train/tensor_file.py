@@ -5,12 +5,15 @@ The format (safetensors' README, "Format"): a JSON header's length in 8 bytes, l
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import mmap
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +25,13 @@ CHUNK_BYTES = 16 * 2**20
 
 CHUNKS_BEHIND = 8
 """How far hashing may lag behind writing: a device's tensors that were not copied are on the host for so long."""
+
+DIRECT_FROM_BYTES = 4 * CHUNK_BYTES
+"""Smaller files go through the page cache."""
+DIRECT_BLOCKS = 3
+"""Memory for as many chunks: one that is filled, one that is written, one that waits."""
+ALIGNED_BYTES = 4096
+"""What O_DIRECT asks of sizes and addresses, on every device of today."""
 
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -35,6 +45,11 @@ class Content:
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
+
+    @property
+    def is_on_device(self) -> bool:
+        """Then each chunk is copied to the host on its way, and only so many may wait there."""
+        return any(tensor.device.type != "cpu" for tensor in self.tensors.values())
 
     @property
     def bytes(self) -> int:
@@ -55,19 +70,84 @@ def write(path: Path, content: Content) -> Written:
     digest = hashlib.sha256()
     size = 0
     behind: deque[Future[None]] = deque()
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        with ThreadPoolExecutor(1, "sha256") as beside:  # hashing and writing both let go of the interpreter
-            for chunk in _chunks(_header(ordered, content.metadata), ordered):
-                behind.append(beside.submit(digest.update, chunk))
-                _write_all(handle, chunk)
-                size += len(chunk)
-                if len(behind) > CHUNKS_BEHIND:
-                    behind.popleft().result()
-            os.fsync(handle)
-    finally:
-        os.close(handle)
+    with ThreadPoolExecutor(1, "sha256") as beside, closing(_sink(path, content.bytes)) as sink:
+        for chunk in _chunks(_header(ordered, content.metadata), ordered):
+            behind.append(beside.submit(digest.update, chunk))  # hashing and writing both let go of the interpreter
+            sink.write(chunk)
+            size += len(chunk)
+            if len(behind) > CHUNKS_BEHIND and content.is_on_device:
+                behind.popleft().result()
+        sink.sync()
     return Written(size, digest.hexdigest())
+
+
+def _sink(path: Path, size: int) -> Buffered | Direct:
+    if size >= DIRECT_FROM_BYTES and hasattr(os, "O_DIRECT"):
+        try:
+            return Direct(path)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a file system that cannot (tmpfs, some network ones)
+                raise
+    return Buffered(path)
+
+
+class Buffered:
+    """Through the page cache."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+
+    def write(self, chunk: memoryview) -> None:
+        _write_all(self._handle, chunk)
+
+    def sync(self) -> None:
+        os.fsync(self._handle)
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+
+class Direct:
+    """Past the page cache (open(2), O_DIRECT): nothing is copied into memory that training could use, and the disk
+    works from the first chunk on instead of at the fsync. One block is written while the next one is filled."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT, 0o644)
+        self._blocks = deque(mmap.mmap(-1, CHUNK_BYTES) for _ in range(DIRECT_BLOCKS))
+        self._filled = 0
+        self._size = 0
+        self._writer = ThreadPoolExecutor(1, "disk")
+        self._under_way: deque[Future[None]] = deque()
+
+    def write(self, chunk: memoryview) -> None:
+        while chunk:
+            part = chunk[: CHUNK_BYTES - self._filled]
+            self._blocks[0][self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            if self._filled == CHUNK_BYTES:
+                self._send(CHUNK_BYTES)
+            chunk = chunk[len(part) :]
+
+    def _send(self, size: int) -> None:
+        """`size`: a multiple of what the device writes at once."""
+        self._under_way.append(self._writer.submit(_write_all, self._handle, memoryview(self._blocks[0])[:size]))
+        self._size += self._filled
+        self._filled = 0
+        self._blocks.rotate(-1)
+        if len(self._under_way) == DIRECT_BLOCKS:
+            self._under_way.popleft().result()
+
+    def sync(self) -> None:
+        if self._filled:
+            self._send(-(-self._filled // ALIGNED_BYTES) * ALIGNED_BYTES)
+        while self._under_way:
+            self._under_way.popleft().result()
+        os.ftruncate(self._handle, self._size)
+        os.fsync(self._handle)
+
+    def close(self) -> None:
+        self._writer.shutdown()
+        os.close(self._handle)
 
 
 def _header(ordered: list[tuple[str, Tensor]], metadata: Mapping[str, str]) -> bytes:
