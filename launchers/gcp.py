@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from dtrain.cloud.launcher import CloudLauncher
 from dtrain.cloud.provider import (
     TAG,
     Abilities,
@@ -19,11 +20,11 @@ from dtrain.cloud.provider import (
     ProviderError,
 )
 
-from .gcp_answer import NAME, instance_of, operation_error, region_of
+from .gcp_answer import instance_of, operation_error
 from .gcp_client import Compute
 from .gcp_offers import machines
-from .gcp_options import read_options
-from .gcp_request import Call, calls, placement_name, rule_names
+from .gcp_options import NAME, OWN, endpoint, options_of
+from .gcp_request import Call, calls, region_of, run_tag
 
 
 class Gcp:
@@ -34,8 +35,7 @@ class Gcp:
     )  # fmt: skip
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
-        self.options = read_options(options or {})
-        self._told = dict(options or {})
+        self.options = options_of(options or {})
 
     def offers(self, need: Need) -> Sequence[Offer]:
         """One for each zone that has the machine: what one cannot give the next one may."""
@@ -57,17 +57,20 @@ class Gcp:
         try:
             for call in beside:
                 self._place(call)
-            operation = self._compute.insert(machine)
-            if operation is None:  # the order is older than Google remembers its request
-                return self._named(order)
-            self._refuse_failed(operation, machine)
+            return self._instance(order, machine)
         except ProviderError as refused:
             if refused.retry_seconds is None:  # nobody will ask for it again: nothing of it may stay
-                self._remove_beside(order.name, order.run_id, order.offer.region)
+                self._compute.delete_rules(f"{order.name}-")
             raise
+
+    def _instance(self, order: Order, machine: Call) -> Instance:
+        operation = self._compute.insert(machine)
+        if operation is None:  # the order is older than Google remembers its request
+            return self._named(order)
+        self._refuse_failed(operation, machine)
         return Instance(
             provider=NAME, id=str(operation.target_id), name=order.name, run_id=order.run_id, node=order.node,
-            state="starting", region=order.offer.region, zone=order.offer.zone, machine=order.offer.machine,
+            state="starting", region=region_of(machine.zone), zone=machine.zone, machine=order.offer.machine,
             attempt=order.attempt, data={"operation": operation.name},
         )  # fmt: skip
 
@@ -76,13 +79,16 @@ class Gcp:
         return [instance_of(instance, self._compute.project) for instance in found]
 
     def destroy(self, instance: Instance) -> None:
-        if instance.zone:
-            self._compute.delete_instance(instance.zone, instance.name)
-        self._remove_beside(instance.name, instance.run_id, instance.region)
+        self._compute.delete_instance(instance.zone, instance.name)
+
+    def tidy(self, run_id: str) -> None:
+        """The firewall rules and the placement of a run whose machines are gone."""
+        self._compute.delete_rules(f"{run_tag(run_id)}-")
+        self._compute.delete_placements(run_tag(run_id))
 
     @cached_property
     def _compute(self) -> Compute:
-        return Compute(self.options.project_or_refuse(), self.options.endpoint())
+        return Compute(self.options.project_or_refuse(), endpoint())
 
     def _named(self, order: Order) -> Instance:
         found = [one for one in self.find(order.run_id) if one.name == order.name]
@@ -91,7 +97,7 @@ class Gcp:
         return found[0]
 
     def _calls(self, order: Order) -> list[Call]:
-        return calls(order, read_options({**self._told, **order.options}))
+        return calls(order, self.options)
 
     def _in_zones(self, choice: Offer, need: Need) -> Iterator[Offer]:
         for zone in self._compute.zones_with(choice.machine):
@@ -116,8 +122,8 @@ class Gcp:
         if refused is not None:
             raise refused
 
-    def _remove_beside(self, machine: str, run_id: str, region: str) -> None:
-        for name in rule_names(machine):
-            self._compute.delete_rule(name)
-        if region:
-            self._compute.delete_placement(region, placement_name(run_id))
+
+class GcpLauncher(CloudLauncher):
+    name = NAME
+    provider_class = Gcp
+    own_options = OWN

@@ -22,7 +22,9 @@ from dtrain.cloud.provider import (
     Throttled,
 )
 
-NAME = "gcp"
+from .gcp_options import NAME
+from .gcp_request import region_of
+
 STATES: dict[str, InstanceState] = {
     "PROVISIONING": "starting", "STAGING": "starting", "PENDING": "starting", "REPAIRING": "starting",
     "RUNNING": "running",
@@ -90,11 +92,6 @@ def instance_of(told: Any, project: str) -> Instance:
 def _number(labels: dict[str, str], key: str, otherwise: int) -> int:
     said = labels.get(key, "")
     return int(said) if said.isdigit() else otherwise
-
-
-def region_of(zone: str) -> str:
-    """`us-central1` of `us-central1-a`."""
-    return zone.rpartition("-")[0]
 
 
 def console(project: str, zone: str, name: str) -> str:

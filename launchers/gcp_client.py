@@ -67,12 +67,27 @@ class Compute:
     def delete_instance(self, zone: str, name: str) -> None:
         self._deleted("Instances", {"project": self.project, "zone": zone, "instance": name})
 
-    def delete_rule(self, name: str) -> None:
-        self._deleted("Firewalls", {"project": self.project, "firewall": name})
+    def delete_rules(self, beginning: str) -> None:
+        """The firewall rules whose names begin so. The API's own filter takes a regular expression after `eq`."""
+        request = {"project": self.project, "filter": f'name eq "{beginning}.*"'}
+        try:
+            names = [rule.name for rule in self._client("Firewalls").list(request=request, **_once(_CALL_SECONDS))]
+        except Exception as caught:
+            raise call_error(caught, spends=False) from caught
+        for name in names:
+            if name.startswith(beginning):
+                self._deleted("Firewalls", {"project": self.project, "firewall": name})
 
-    def delete_placement(self, region: str, name: str) -> None:
-        """Silent while a machine still uses it."""
-        self._deleted("ResourcePolicies", {"project": self.project, "region": region, "resource_policy": name})
+    def delete_placements(self, name: str) -> None:
+        """Of that name, in every region. Silent while a machine still uses it."""
+        for place, scope in self._pages("ResourcePolicies", f"name = {name}").items():
+            for policy in scope.resource_policies:
+                request = {
+                    "project": self.project,
+                    "region": place.removeprefix("regions/"),
+                    "resource_policy": policy.name,
+                }
+                self._deleted("ResourcePolicies", request)
 
     def _insert(self, call: Call) -> Any:
         """The body goes through the client's own types, which refuse a field they do not know."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dtrain.cloud.listed import listed_offers
 from dtrain.cloud.provider import Need, NoSuchMachine, Offer
 
-from .gcp_answer import NAME
+from .gcp_options import NAME
 
 ONLY_SPOT = {"a3-highgpu-1g", "a3-highgpu-2g", "a3-highgpu-4g"}
 """Sold as spot or flex-start only (Compute Engine, accelerator-optimized machines)."""
@@ -30,5 +30,5 @@ def machines(need: Need) -> list[Offer]:
 def _cpu(need: Need) -> Offer:
     return Offer(
         NAME, "", CPU_MACHINE, "cpu", 0, CPU_USD_PER_HOUR, spot=need.spot, priced_on="undated",
-        price_source="third-party code tables for us-central1", data={"nodes": need.nodes},
+        price_source="third-party code tables for us-central1",
     )  # fmt: skip

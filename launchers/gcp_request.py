@@ -8,14 +8,15 @@ let each other in.
 from __future__ import annotations
 
 import math
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dtrain.cloud.provider import Order
+from dtrain.cloud.provider import NoSuchMachine, Offer, Order
 
-from .gcp_options import GcpOptions
+from .gcp_options import NAME, GcpOptions
 
 IMAGE = "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2404-nvidia-580"
 """Driver 580 and CUDA 12.9 on Ubuntu 24.04, whose Python is 3.12. Google keeps up its CUDA 12.9 images until August
@@ -53,23 +54,35 @@ class Call:
 
 def calls(order: Order, options: GcpOptions) -> list[Call]:
     """In the order they are sent: what costs comes last. NoCredentials: nothing says which project pays."""
-    project, zone = options.project_or_refuse(), order.offer.zone
-    beside = [_firewall(order, options, rule) for rule in _rules(order)]
-    bodies = [("resourcePolicies", policy)] if (policy := _placement(order)) else []
-    made = [Call("firewalls", project, body, _request_id(order, body["name"])) for body in beside]
-    made += [
-        Call(kind, project, body, _request_id(order, body["name"]), region=order.offer.region) for kind, body in bodies
-    ]
-    instance = _instance(order, options, project)
-    return [*made, Call("instances", project, instance, _request_id(order, f"{zone}/{order.name}"), zone=zone)]
+    project, zone = options.project_or_refuse(), zone_of(order.offer)
+    region = region_of(zone)
+    rules = [_firewall(order, options, rule) for rule in _rules(order)]
+    made = [Call("firewalls", project, body, _request_id(order, body["name"])) for body in rules]
+    if order.nodes > 1:
+        # of the run, not of the machine: each node asks for it under a number of its own, and finds it there
+        made.append(Call("resourcePolicies", project, _placement(order), _request_id(order, region), region=region))
+    instance = _instance(order, options, project, zone)
+    return [*made, Call("instances", project, instance, _request_id(order, zone), zone=zone)]
 
 
-def rule_names(machine: str) -> tuple[str, ...]:
-    """Of the firewall rules that a machine may have."""
-    return tuple(f"{machine}-{what}" for what in ("open", "shut", "near"))
+def zone_of(offer: Offer) -> str:
+    """NoSuchMachine: a machine whose price a person told, in a region without its zone."""
+    zone = offer.zone or offer.region
+    if not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", zone):
+        raise NoSuchMachine(
+            f"{offer.machine} is asked for in {zone}, which is no zone", key=f"launchers.{NAME}.regions",
+            fix=f"name the zone: regions: [{zone}-a]",
+        )  # fmt: skip
+    return zone
 
 
-def placement_name(run_id: str) -> str:
+def region_of(zone: str) -> str:
+    """`us-central1` of `us-central1-a`."""
+    return zone.rpartition("-")[0]
+
+
+def run_tag(run_id: str) -> str:
+    """What all machines of a run are tagged with, and the name of their placement."""
     return f"dtrain-{run_id}"
 
 
@@ -77,20 +90,19 @@ def _request_id(order: Order, what: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{order.token} {what}"))
 
 
-def _instance(order: Order, options: GcpOptions, project: str) -> dict[str, Any]:
-    zone, machine = order.offer.zone, order.offer.machine
+def _instance(order: Order, options: GcpOptions, project: str, zone: str) -> dict[str, Any]:
     instance = {
         "name": order.name,
-        "machineType": f"zones/{zone}/machineTypes/{machine}",
+        "machineType": f"zones/{zone}/machineTypes/{order.offer.machine}",
         "labels": {key: value.lower() for key, value in order.tags.items()},
-        "tags": {"items": [order.name, placement_name(order.run_id)]},
+        "tags": {"items": [order.name, run_tag(order.run_id)]},
         "scheduling": _scheduling(order),
-        "disks": [_disk(order, options)],
+        "disks": [_disk(order, options, zone)],
         "networkInterfaces": [_network(order, options)],
         "metadata": {"items": _metadata(order)},
     }
-    if _is_one_of_several(order):
-        policy = f"projects/{project}/regions/{order.offer.region}/resourcePolicies/{placement_name(order.run_id)}"
+    if order.nodes > 1:
+        policy = f"projects/{project}/regions/{region_of(zone)}/resourcePolicies/{run_tag(order.run_id)}"
         instance["resourcePolicies"] = [policy]
     return instance
 
@@ -106,13 +118,13 @@ def _scheduling(order: Order) -> dict[str, Any]:
     }
 
 
-def _disk(order: Order, options: GcpOptions) -> dict[str, Any]:
+def _disk(order: Order, options: GcpOptions, zone: str) -> dict[str, Any]:
     image = order.image or (CPU_IMAGE if order.offer.gpu == "cpu" else IMAGE)
     kind = options.disk_type or disk_type(order.offer.machine)
     made = {
         "sourceImage": image,
         "diskSizeGb": str(order.disk_gib),
-        "diskType": f"zones/{order.offer.zone}/diskTypes/{kind}",
+        "diskType": f"zones/{zone}/diskTypes/{kind}",
         "labels": {key: value.lower() for key, value in order.tags.items()},
     }
     return {"boot": True, "autoDelete": True, "initializeParams": made}
@@ -145,32 +157,23 @@ def _metadata(order: Order) -> list[dict[str, str]]:
 
 
 def _rules(order: Order) -> list[tuple[str, dict[str, Any]]]:
-    opened, shut, near = rule_names(order.name)
+    """Each machine has its own: the client's address may be another for the next one."""
+    ssh, anything = [{"IPProtocol": "tcp", "ports": ["22"]}], [{"IPProtocol": "all"}]
     rules: list[tuple[str, dict[str, Any]]] = [
-        (opened, {
-            "priority": _OPEN_PRIORITY, "sourceRanges": [order.client_address],
-            "allowed": [{"IPProtocol": "tcp", "ports": ["22"]}],
-        }),
-        (shut, {"priority": _SHUT_PRIORITY, "sourceRanges": ["0.0.0.0/0"], "denied": [{"IPProtocol": "all"}]}),
-    ]  # fmt: skip
-    if _is_one_of_several(order):
-        allowed = [{"IPProtocol": "all"}]
-        rules.append((near, {
-            "priority": _OPEN_PRIORITY, "sourceTags": [placement_name(order.run_id)], "allowed": allowed,
-        }))  # fmt: skip
-    return rules
+        ("open", {"priority": _OPEN_PRIORITY, "sourceRanges": [order.client_address], "allowed": ssh}),
+        ("shut", {"priority": _SHUT_PRIORITY, "sourceRanges": ["0.0.0.0/0"], "denied": anything}),
+    ]
+    near = {"priority": _OPEN_PRIORITY, "sourceTags": [run_tag(order.run_id)], "allowed": anything}
+    return [*rules, ("near", near)] if order.nodes > 1 else rules
 
 
 def _firewall(order: Order, options: GcpOptions, rule: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
-    name, what = rule
-    return {"name": name, "network": options.network, "direction": "INGRESS", "targetTags": [order.name], **what}
+    what, told = rule
+    return {
+        "name": f"{order.name}-{what}", "network": options.network, "direction": "INGRESS",
+        "targetTags": [order.name], **told,
+    }  # fmt: skip
 
 
-def _placement(order: Order) -> dict[str, Any] | None:
-    if not _is_one_of_several(order):
-        return None
-    return {"name": placement_name(order.run_id), "groupPlacementPolicy": {"collocation": "COLLOCATED"}}
-
-
-def _is_one_of_several(order: Order) -> bool:
-    return int(order.offer.data.get("nodes", 1)) > 1
+def _placement(order: Order) -> dict[str, Any]:
+    return {"name": run_tag(order.run_id), "groupPlacementPolicy": {"collocation": "COLLOCATED"}}

@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
+from dtrain.cloud.launcher import CloudLauncher
 from dtrain.cloud.provider import (
     TAG,
     Abilities,
@@ -22,10 +23,9 @@ from dtrain.cloud.provider import (
 )
 
 from .lambda_client import LAUNCH, LambdaApi
-from .lambda_options import KEY_VARIABLE, key_or_refuse, read_options
+from .lambda_options import API, KEY_VARIABLE, NAME, OWN, key_or_refuse, options_of
 from .lambda_pace import Pace
 
-NAME = "lambda"
 CONSOLE = "https://cloud.lambda.ai/instances"
 STATES: dict[str, InstanceState] = {
     "booting": "starting", "active": "running", "unhealthy": "running", "terminating": "stopping",
@@ -40,6 +40,7 @@ _CARDS = (
 """Lambda's `gpu_description`, such as `H100 (80 GB SXM5)` → the catalogue's name."""
 IMAGE = "lambda-stack-24-04"
 """Ubuntu 24.04, whose Python is 3.12, with NVIDIA's driver: a family of GET /api/v1/images."""
+KEYS = "/api/v1/ssh-keys"
 TERMINATE = "/api/v1/instance-operations/terminate"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NAME = re.compile(r"dtrain-(?P<run>.+)-n(?P<node>\d+)-a(?P<attempt>\d+)")
@@ -53,43 +54,38 @@ class Lambda:
     )  # fmt: skip
 
     def __init__(self, options: Mapping[str, Any] | None = None, pace: Pace | None = None) -> None:
-        self.options = read_options(options or {})
+        self.options = options_of(options or {})
         self._pace = pace
 
     def offers(self, need: Need) -> Sequence[Offer]:
-        """One for each region, at the live price; where Lambda says there is room first. That is advice: only a launch
-        knows."""
-        if need.spot or need.nodes > 1:
-            raise NoSuchMachine(
-                f"Lambda rents no {'spot machines' if need.spot else 'machines joined by a network'}",
-                key="--on lambda",
-                fix="launch without --spot" if need.spot else "take a profile with one node, or aws or gcp",
-            )
+        """One for each region that Lambda says has room, at the live price. That is advice: only a launch knows."""
+        if need.spot:
+            raise API.error(NoSuchMachine, "Lambda rents no spot machines: launch without spot")
+        if need.nodes > 1:
+            raise API.error(NoSuchMachine, "Lambda rents no machines that are joined by a network: take one node")
         types = _fitting(self._api.ask("GET", "/api/v1/instance-types"), need)
         found = [offer for told in types for offer in _offers(told, need)]
-        if not found:
-            names = ", ".join(told["instance_type"]["name"] for told in types)
-            raise NoCapacity(
-                f"no region has room for {names} now", key="--on lambda", fix="try later, or another provider"
-            )
-        return sorted(found, key=lambda offer: (not offer.capacity, offer.usd_per_hour, offer.region))
+        wanted = [offer for offer in found if not need.regions or offer.region in need.regions]
+        if not wanted:
+            raise API.error(NoCapacity, _no_room(types, [offer.region for offer in found], need))
+        return sorted(wanted, key=lambda offer: (offer.usd_per_hour, offer.region))
 
     def requests(self, order: Order) -> Sequence[Mapping[str, Any]]:
         return [
-            {"method": "POST", "path": "/api/v1/ssh-keys", "body": _key(order)},
+            {"method": "POST", "path": KEYS, "body": _key(order)},
             {"method": "POST", "path": LAUNCH, "body": _launch(order)},
         ]
 
     def create(self, order: Order) -> Instance:
         """The key is registered first: a launch names it. What did not come about leaves none."""
         register, launch = self.requests(order)
-        if not self._key_ids(order.name):
+        if not self._keys(order.name):
             self._api.ask(register["method"], register["path"], register["body"])
         try:
             (number,) = self._api.ask(launch["method"], launch["path"], launch["body"])["instance_ids"]
         except ProviderError as refused:
             if refused.retry_seconds is None:  # nobody will ask for it again: nothing of it may stay
-                self._forget_key(order.name)
+                self._forget_keys(order.name)
             raise
         return Instance(
             provider=NAME, id=number, name=order.name, run_id=order.run_id, node=order.node, state="starting",
@@ -102,15 +98,17 @@ class Lambda:
         return [one for one in ours if run_id is None or one.run_id == run_id]
 
     def destroy(self, instance: Instance) -> None:
-        if instance.id:
-            with suppress(NoSuchMachine):  # what Lambda says of one that is gone
-                self._api.ask("POST", TERMINATE, self.ending(instance)["body"])
-        self._forget_key(instance.name)
+        with suppress(NoSuchMachine):  # what Lambda says of one that is gone
+            self._api.ask("POST", TERMINATE, self.ending(instance)["body"])
+
+    def tidy(self, run_id: str) -> None:
+        """The SSH keys of a run whose machines are gone."""
+        self._forget_keys(f"dtrain-{run_id}-")
 
     def ending(self, instance: Instance) -> Mapping[str, Any]:
         """The request that ends a machine, for a watchdog on it. The key stands in it by name."""
         return {
-            "method": "POST", "url": f"{self.options.endpoint()}{TERMINATE}",
+            "method": "POST", "url": f"{API.endpoint()}{TERMINATE}",
             "headers": {"Authorization": f"Bearer ${KEY_VARIABLE}"}, "body": {"instance_ids": [instance.id]},
         }  # fmt: skip
 
@@ -118,15 +116,17 @@ class Lambda:
     def _api(self) -> LambdaApi:
         return LambdaApi(key_or_refuse(), self.options, self._pace)
 
-    def _key_ids(self, name: str) -> list[str]:
-        return [key["id"] for key in self._api.ask("GET", "/api/v1/ssh-keys") if key["name"] == name]
+    def _keys(self, of: str) -> list[str]:
+        """Numbers of a machine's key, or of all keys of a run (`of` then ends with a dash)."""
+        told = self._api.ask("GET", KEYS)
+        return [key["id"] for key in told if key["name"] == of or (of.endswith("-") and key["name"].startswith(of))]
 
-    def _forget_key(self, name: str) -> None:
-        for number in self._key_ids(name):
+    def _forget_keys(self, of: str) -> None:
+        for number in self._keys(of):
             try:
-                self._api.ask("DELETE", f"/api/v1/ssh-keys/{number}")
+                self._api.ask("DELETE", f"{KEYS}/{number}")
             except ProviderError:
-                if number in self._key_ids(name):
+                if number in self._keys(of):
                     raise
                 continue  # another process was faster
 
@@ -172,10 +172,8 @@ def _fitting(types: Mapping[str, Any], need: Need) -> list[Mapping[str, Any]]:
     enough = [told for told in types.values() if _is_enough(told["instance_type"], need)]
     if not enough:
         cards = sorted({card for told in types.values() if (card := _card(told["instance_type"])) is not None})
-        raise NoSuchMachine(
-            f"Lambda has no machine with {need.gpus} × {need.gpu}", key="--on lambda",
-            allowed=", ".join(cards), fix="take a profile with one of these cards, or another provider",
-        )  # fmt: skip
+        words = f"Lambda has no machine with {need.gpus} × {need.gpu}; its cards: {', '.join(cards)}"
+        raise API.error(NoSuchMachine, words)
     fewest = min(told["instance_type"]["specs"]["gpus"] for told in enough)
     return [told for told in enough if told["instance_type"]["specs"]["gpus"] == fewest]
 
@@ -192,15 +190,21 @@ def _card(kind: Mapping[str, Any]) -> str | None:
 
 def _offers(told: Mapping[str, Any], need: Need) -> list[Offer]:
     kind = told["instance_type"]
-    with_room = [region["name"] for region in told["regions_with_capacity_available"]]
-    regions = need.regions or with_room
     return [
         Offer(
-            NAME, region, kind["name"], need.gpu, kind["specs"]["gpus"], kind["price_cents_per_hour"] / 100,
-            priced_on="live", price_source="Lambda's API", capacity=region in with_room,
+            NAME, region["name"], kind["name"], need.gpu, kind["specs"]["gpus"], kind["price_cents_per_hour"] / 100,
+            priced_on="live", price_source="Lambda's API", capacity=True,
         )
-        for region in regions
+        for region in told["regions_with_capacity_available"]
     ]  # fmt: skip
+
+
+def _no_room(types: Sequence[Mapping[str, Any]], regions: Sequence[str], need: Need) -> str:
+    names = ", ".join(told["instance_type"]["name"] for told in types)
+    where = f"in {', '.join(need.regions)}" if need.regions else "anywhere"
+    return f"Lambda says there is no room for {names} {where} now" + (
+        f"; there is in {', '.join(regions)}" if regions else ""
+    )
 
 
 def instance_of(told: Mapping[str, Any]) -> Instance | None:
@@ -219,3 +223,9 @@ def instance_of(told: Mapping[str, Any]) -> Instance | None:
         region=told["region"]["name"], machine=told["instance_type"]["name"], address=told.get("ip"),
         private_address=told.get("private_ip"), preempted=status == "preempted", console=CONSOLE,
     )  # fmt: skip
+
+
+class LambdaLauncher(CloudLauncher):
+    name = NAME
+    provider_class = Lambda
+    own_options = OWN

@@ -14,7 +14,7 @@ from dtrain.errors import LauncherRefused, Unreachable
 from dtrain.launch.machine import Remote
 
 BEFORE_SHUTDOWN_SECONDS = 60.0
-"""The end is asked for so long before user data halts the machine, which would silence the watchdog and not the bill."""
+"""The end is asked for so long before user data halts the machine: that would silence the watchdog, not the bill."""
 SAVE_SECONDS = 60.0
 """On top of the ranks' grace: the supervisor's own."""
 

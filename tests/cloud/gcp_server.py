@@ -1,13 +1,14 @@
 """A small Compute Engine of ours: the routes that dtrain uses, with a state. No answer leaves it that the official
 client's own types do not parse strictly.
 
-Time is counted in looks, not in seconds: an operation is done after so many of them, a machine appears after so many.
+Operations and boots are counted in looks, not in seconds: they are done after so many of them.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,9 @@ class Placed:
     """An instance, a rule, a policy: its body as the API gives it out, and how often it was looked at."""
 
     body: dict[str, Any]
+    ends: float
+    """When its maxRunDuration is over, by the monotonic clock."""
+    listed: float = 0.0
     looks: int = 0
     dies: bool = False
 
@@ -44,7 +48,7 @@ class Operation:
 
 
 class GcpServer(Served):
-    def __init__(self, address_of: Callable[[str], tuple[str, str]] | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.instances: dict[tuple[str, str], Placed] = {}
         self.firewalls: dict[str, dict[str, Any]] = {}
@@ -55,11 +59,13 @@ class GcpServer(Served):
         """Code and message of the operations of the next instance inserts: HTTP says 200."""
         self.looks_until_done = 0
         self.looks_until_running = 1
-        self.looks_until_listed = 0
-        """Eventual consistency: so often a new instance is missing from lists."""
-        self.address_of = address_of or (lambda name: ("203.0.113.9", "10.128.0.9"))
-        self.created = 0
+        self.hidden_seconds = 0.0
+        """Eventual consistency: so long a new instance is missing from lists."""
+        self.created: list[str] = []
+        self.on_created: Callable[[Mapping[str, Any]], str] = lambda body: "203.0.113.9"
+        """Boots it; its address."""
         self.on_gone: Callable[[str], None] = lambda name: None
+        self.addresses: dict[str, str] = {}
         self._ids = 1000
 
     # --- for tests --------------------------------------------------------------------------------------------------
@@ -71,14 +77,30 @@ class GcpServer(Served):
     def leftovers(self) -> list[str]:
         return [*self.firewalls, *(name for _, name in self.policies)]
 
-    def preempt(self, name: str) -> None:
-        """What Compute Engine does to a spot machine whose action is DELETE: it stops first."""
-        placed = next(placed for (_, other), placed in self.instances.items() if other == name)
-        placed.body["status"] = "STOPPING"
+    def shut_down(self, name: str, status: str = "TERMINATED") -> None:
+        """A machine that halts itself is stopped, and its disk costs on; a spot machine that is taken is STOPPING."""
+        for (_, other), placed in self.instances.items():
+            if other == name:
+                placed.body["status"] = status
+
+    def forget_everything(self) -> None:
+        super().forget_everything()
+        for things in (self.instances, self.firewalls, self.policies, self.operations, self.by_request_id):
+            things.clear()
+        self.created.clear()
+        self.fail_next.clear()
+        self.hidden_seconds = 0.0
 
     # --- the API ----------------------------------------------------------------------------------------------------
 
+    def name_of(self, asked: Asked) -> str:
+        for method, pattern, route, _ in _ROUTES:
+            if method == asked.method and re.fullmatch(_PLACE + pattern, asked.path):
+                return route.__name__
+        return super().name_of(asked)
+
     def answer(self, asked: Asked) -> Any:
+        self._end_what_is_over()
         for method, pattern, route, kind in _ROUTES:
             match = re.fullmatch(_PLACE + pattern, asked.path)
             if match and asked.method == method:
@@ -106,8 +128,11 @@ class GcpServer(Served):
             code, message = self.fail_next.pop(0)
             operation.fails_with = {"code": code, "message": message}
             return self._told(operation)
-        self.created += 1
-        self.instances[zone, name] = Placed(self._instance(body, project, zone, operation.body["targetId"]))
+        self.created.append(name)
+        ends = time.monotonic() + float(body["scheduling"]["maxRunDuration"]["seconds"])
+        told = self._instance(body, project, zone, operation.body["targetId"])
+        self.instances[zone, name] = Placed(told, ends, time.monotonic() + self.hidden_seconds)
+        self.addresses[name] = self.on_created(body)
         return self._told(operation)
 
     def list_instances(self, asked: Asked, project: str) -> Any:
@@ -116,7 +141,7 @@ class GcpServer(Served):
         for (zone, _), placed in list(self.instances.items()):
             placed.looks += 1
             self._grow(placed)
-            if placed.looks > self.looks_until_listed and _matches(placed.body.get("labels", {}), wanted):
+            if time.monotonic() >= placed.listed and _matches(placed.body.get("labels", {}), wanted):
                 scope = items.setdefault(f"zones/{zone}", {})
                 scope.pop("warning", None)
                 scope.setdefault("instances", []).append(placed.body)
@@ -181,6 +206,12 @@ class GcpServer(Served):
             raise _error(404, "notFound", f"The resource 'projects/{project}/global/firewalls/{name}' was not found")
         return self._told(self._operation("delete", f"{_link(project)}/global/firewalls/{name}", asked))
 
+    def list_firewalls(self, asked: Asked, project: str) -> Any:
+        wanted = re.fullmatch(r'name eq "(.+)"', asked.query["filter"])
+        assert wanted is not None
+        items = [body for name, body in self.firewalls.items() if re.fullmatch(wanted[1], name)]
+        return {"kind": "compute#firewallList", "id": "list", "items": items}
+
     def insert_policy(self, asked: Asked, project: str, region: str) -> Any:
         if (again := self._again(asked)) is not None:
             return again
@@ -197,6 +228,14 @@ class GcpServer(Served):
                 "insert", f"{_link(project)}/regions/{region}/resourcePolicies/{name}", asked, region=region
             )
         )
+
+    def list_policies(self, asked: Asked, project: str) -> Any:
+        wanted = asked.query["filter"].removeprefix("name = ")
+        items: dict[str, Any] = {"regions/us-west4": {"warning": _no_results("us-west4")}}
+        for (region, name), body in self.policies.items():
+            if name == wanted:
+                items[f"regions/{region}"] = {"resourcePolicies": [body]}
+        return {"kind": "compute#resourcePolicyAggregatedList", "id": "list", "items": items}
 
     def delete_policy(self, asked: Asked, project: str, region: str, name: str) -> Any:
         if (region, name) not in self.policies:
@@ -278,13 +317,18 @@ class GcpServer(Served):
         """Each look brings it further: PROVISIONING, then RUNNING with its addresses; a dying one goes."""
         body = placed.body
         if body["status"] == "PROVISIONING" and placed.looks > self.looks_until_running:
-            public, private = self.address_of(body["name"])
-            interface = dict(body["networkInterfaces"][0])
-            interface["networkIP"] = private
-            interface["accessConfigs"] = [{**interface["accessConfigs"][0], "natIP": public}]
+            address = self.addresses[body["name"]]
+            interface = {**body["networkInterfaces"][0], "networkIP": address}
+            interface["accessConfigs"] = [{**interface["accessConfigs"][0], "natIP": address}]
             body.update(status="RUNNING", networkInterfaces=[interface])
         if placed.dies and placed.looks > self.looks_until_done:
             self._forget(body["zone"].rsplit("/", 1)[-1], body["name"])
+
+    def _end_what_is_over(self) -> None:
+        """What Compute Engine does by itself: action DELETE after maxRunDuration."""
+        for (zone, name), placed in list(self.instances.items()):
+            if time.monotonic() > placed.ends:
+                self._forget(zone, name)
 
     def _forget(self, zone: str, name: str) -> None:
         if self.instances.pop((zone, name), None) is not None:
@@ -339,6 +383,8 @@ _ROUTES: list[tuple[str, str, Callable[..., Any], str]] = [
     ("POST", r"/regions/(?P<region>[^/]+)/operations/(?P<name>[^/]+)/wait", GcpServer.get_operation, "Operation"),
     ("POST", r"/global/firewalls", GcpServer.insert_firewall, "Operation"),
     ("DELETE", r"/global/firewalls/(?P<name>[^/]+)", GcpServer.delete_firewall, "Operation"),
+    ("GET", r"/global/firewalls", GcpServer.list_firewalls, "FirewallList"),
+    ("GET", r"/aggregated/resourcePolicies", GcpServer.list_policies, "ResourcePolicyAggregatedList"),
     ("POST", r"/regions/(?P<region>[^/]+)/resourcePolicies", GcpServer.insert_policy, "Operation"),
     ("DELETE", r"/regions/(?P<region>[^/]+)/resourcePolicies/(?P<name>[^/]+)", GcpServer.delete_policy, "Operation"),
 ]

@@ -6,6 +6,7 @@ Where the API's own description lies at hand (`test_lambda.py` says where), ever
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ KINDS = {
 @dataclass
 class Machine:
     body: dict[str, Any]
+    address: str
+    listed: float
     looks: int = 0
     dying: bool = False
 
@@ -59,13 +62,15 @@ class LambdaServer(Served):
         self.looks_until_active = 1
         self.looks_until_address = 2
         self.looks_until_gone = 1
-        self.looks_until_listed = 0
-        self.created = 0
+        self.hidden_seconds = 0.0
+        """Eventual consistency: so long a new machine is missing from lists."""
+        self.created: list[str] = []
         self.too_soon = 0
         """How many requests came before their time."""
         self.fail_next: list[tuple[int, str, str]] = []
         """Status, code and message of the next launches."""
-        self.address_of = address_of or (lambda name: ("198.51.100.2", "10.19.0.2"))
+        self.on_created: Callable[[Mapping[str, Any]], str] = lambda body: "198.51.100.2"
+        """Boots it; its address."""
         self.on_gone: Callable[[str], None] = lambda name: None
         self.checked: Callable[[Asked, int, Any], None] = lambda asked, status, body: None
         """Looks at every answer before it goes out."""
@@ -80,7 +85,21 @@ class LambdaServer(Served):
     def leftovers(self) -> list[str]:
         return [key["name"] for key in self.keys.values()]
 
+    def forget_everything(self) -> None:
+        super().forget_everything()
+        self.machines_by_id.clear()
+        self.keys.clear()
+        self.created.clear()
+        self.fail_next.clear()
+        self.hidden_seconds = 0.0
+
     # --- the API ------------------------------------------------------------------------------------------------------
+
+    def name_of(self, asked: Asked) -> str:
+        for method, pattern, route in _ROUTES:
+            if method == asked.method and re.fullmatch(pattern, asked.path):
+                return route.__name__
+        return super().name_of(asked)
 
     def answer(self, asked: Asked) -> Any:
         try:
@@ -155,15 +174,16 @@ class LambdaServer(Served):
             message = "Not enough capacity to fulfill launch request."
             raise error(400, "instance-operations/launch/insufficient-capacity", message, "Choose another region.")
         number = uuid.uuid4().hex
-        self.machines_by_id[number] = Machine(_instance(number, body))
-        self.created += 1
+        self.created.append(body["name"])
+        listed = time.monotonic() + self.hidden_seconds
+        self.machines_by_id[number] = Machine(_instance(number, body), self.on_created(body), listed)
         return {"instance_ids": [number]}
 
     def list_instances(self, asked: Asked) -> Any:
         for number, machine in list(self.machines_by_id.items()):
             machine.looks += 1
             self._grow(number, machine)
-        return [one.body for one in self.machines_by_id.values() if one.looks > self.looks_until_listed]
+        return [one.body for one in self.machines_by_id.values() if time.monotonic() >= one.listed]
 
     def terminate(self, asked: Asked) -> Any:
         numbers = asked.body["instance_ids"]
@@ -186,7 +206,7 @@ class LambdaServer(Served):
         if machine.looks > self.looks_until_active and machine.body["status"] == "booting":
             machine.body["status"] = "active"
         if machine.looks > self.looks_until_address and "ip" not in machine.body:
-            machine.body["ip"], machine.body["private_ip"] = self.address_of(machine.body["name"])
+            machine.body["ip"] = machine.body["private_ip"] = machine.address
 
 
 def _instance(number: str, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from tests.cloud.tripwire import Tripwire
+
 HTML = b"<html><head><title>502 Bad Gateway</title></head><body>An error page of something in between.</body></html>"
 
 
@@ -68,6 +70,7 @@ class Served:
         self.log: list[Asked] = []
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
+        self.tripwire = Tripwire()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -88,6 +91,17 @@ class Served:
         """JSON-ready; `Refused` for an error. Called by one thread at a time."""
         raise NotImplementedError
 
+    def name_of(self, asked: Asked) -> str:
+        """What a request is called in tests that kill a client at it."""
+        return f"{asked.method} {asked.path}"
+
+    def forget_everything(self) -> None:
+        """As if it had just been started; a provider's server forgets its things, too."""
+        with self.lock:
+            self.log.clear()
+            self.faults.clear()
+            self.tripwire = Tripwire()
+
     def sent(self, method: str, path: str = "") -> list[Asked]:
         return [asked for asked in self.log if asked.method == method and re.search(path, asked.path)]
 
@@ -104,11 +118,13 @@ class Served:
             self.log.append(asked)
             fault = self._fault_for(asked)
             said: tuple[int, Any, Mapping[str, str]] = (0, None, {})
+            self.tripwire.passing(self.name_of(asked), "before")
             if fault is None or fault.performed:
                 try:
                     said = (200, self.answer(asked), {})
                 except Refused as refused:
                     said = (refused.status, refused.body, refused.headers)
+            self.tripwire.passing(self.name_of(asked), "after")
             if fault is None:
                 return said
             return None if fault.cut else (fault.status, fault.body, fault.headers)

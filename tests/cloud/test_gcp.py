@@ -30,8 +30,9 @@ def server() -> Iterator[GcpServer]:
 
 
 @pytest.fixture
-def gcp(server: GcpServer) -> Gcp:
-    return Gcp({"project": "my-project", "api_endpoint": server.url})
+def gcp(server: GcpServer, monkeypatch: pytest.MonkeyPatch) -> Gcp:
+    monkeypatch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE", f"{server.url}/compute/v1/")
+    return Gcp({"project": "my-project"})
 
 
 def order(offer: Offer = A100, **changed: Any) -> Order:
@@ -40,12 +41,11 @@ def order(offer: Offer = A100, **changed: Any) -> Order:
 
 
 def test_what_is_sent_is_what_a_dry_run_prints(gcp: Gcp, server: GcpServer) -> None:
-    several = replace(A100, data={"nodes": 2})
     for wanted in (
         order(),
         order(replace(A100, spot=True), attempt=2),
-        order(several, attempt=3),
-        order(several, node=1),
+        order(attempt=3, nodes=2),
+        order(node=1, nodes=2),
     ):
         server.log.clear()
         gcp.create(wanted)
@@ -68,9 +68,8 @@ def test_the_machine_ends_itself_and_opens_to_one_address_only(gcp: Gcp) -> None
 
 
 def test_nodes_of_one_run_are_placed_together_and_reach_each_other(gcp: Gcp, server: GcpServer) -> None:
-    several = replace(A100, data={"nodes": 2})
     for node in (0, 1):
-        gcp.create(order(several, node=node))
+        gcp.create(order(node=node, nodes=2))
     gcp.find(RUN)
     found = {instance.node: instance for instance in gcp.find(RUN)}
     assert all(found[node].private_address for node in (0, 1))
@@ -78,6 +77,8 @@ def test_nodes_of_one_run_are_placed_together_and_reach_each_other(gcp: Gcp, ser
     assert near["sourceTags"] == [f"dtrain-{RUN}"]
     for instance in found.values():
         gcp.destroy(instance)
+    gcp.tidy(RUN)
+    gcp.tidy(RUN)
     assert (server.machines(), server.leftovers()) == ([], [])
 
 
@@ -91,9 +92,13 @@ def test_a_machine_from_offer_to_nothing(gcp: Gcp, server: GcpServer) -> None:
     assert (found.state, found.address, found.user, found.id) == ("running", "203.0.113.9", "root", made.id)
     assert [instance.name for instance in gcp.find()] == [found.name]
     assert gcp.find("20261123-000000-aaaa") == []
+    gcp.create(order(run_id="20261123-191500-k3fa"))
+    others = server.leftovers()[2:]
     gcp.destroy(found)
     gcp.destroy(found)
-    assert (gcp.find(), server.machines(), server.leftovers()) == ([], [], [])
+    assert gcp.find(RUN) == []
+    gcp.tidy(RUN)
+    assert server.leftovers() == others, "what is another run's stays"
 
 
 def test_the_same_order_twice_is_one_machine(gcp: Gcp, server: GcpServer) -> None:
@@ -102,7 +107,7 @@ def test_the_same_order_twice_is_one_machine(gcp: Gcp, server: GcpServer) -> Non
     with pytest.raises(api.OutcomeUnknown):
         gcp.create(order())
     again = gcp.create(order())
-    assert server.created == 1
+    assert server.created == [order().name]
     assert [instance.id for instance in gcp.find(RUN)] == [again.id]
 
 
@@ -111,7 +116,7 @@ def test_an_order_that_google_forgot_gives_its_machine_too(gcp: Gcp, server: Gcp
     made = gcp.create(order())
     server.by_request_id.clear()
     assert gcp.create(order()).id == made.id
-    assert server.created == 1
+    assert server.created == [order().name]
 
 
 OPERATION_ERRORS = [
@@ -186,6 +191,15 @@ def test_a_zone_or_region_without_the_machine(gcp: Gcp) -> None:
         gcp.create(order(replace(A100, zone="asia-east1-c")))
 
 
+def test_a_machine_whose_price_a_person_told(gcp: Gcp) -> None:
+    """Then nobody has asked Google for its zone."""
+    told = Offer("gcp", "us-central1-b", "a2-highgpu-1g", "a100-40gb", 1, 3.0)
+    made = gcp.create(order(told))
+    assert (made.region, made.zone) == ("us-central1", "us-central1-b")
+    with pytest.raises(api.NoSuchMachine, match="us-central1, which is no zone"):
+        gcp.requests(order(replace(told, region="us-central1")))
+
+
 def test_prices_name_their_date_and_source(gcp: Gcp) -> None:
     (spot,) = gcp.offers(Need("h100", 1, spot=True))
     assert (spot.usd_per_hour, spot.priced_on, spot.spot) == (6.571, "2026-09-26", True)
@@ -195,9 +209,23 @@ def test_prices_name_their_date_and_source(gcp: Gcp) -> None:
     assert "on-demand" in dearest.price_source
 
 
+def test_google_ends_it_when_its_time_is_over(gcp: Gcp, server: GcpServer) -> None:
+    made = gcp.create(order())
+    server.instances["us-central1-a", made.name].ends -= 3601
+    assert gcp.find() == []
+
+
+def test_a_new_machine_that_is_not_listed_yet(gcp: Gcp, server: GcpServer) -> None:
+    server.hidden_seconds = 3600
+    made = gcp.create(order())
+    assert gcp.find() == []
+    gcp.destroy(made)
+    assert server.machines() == []
+
+
 def test_a_spot_machine_that_is_taken(gcp: Gcp, server: GcpServer) -> None:
     made = gcp.create(order(replace(A100, spot=True)))
-    server.preempt(made.name)
+    server.shut_down(made.name, "STOPPING")
     (found,) = gcp.find(RUN)
     assert (found.state, found.preempted) == ("stopping", True)
 
@@ -205,7 +233,7 @@ def test_a_spot_machine_that_is_taken(gcp: Gcp, server: GcpServer) -> None:
 def test_a_stopped_machine_is_found_and_ended(gcp: Gcp, server: GcpServer) -> None:
     """TERMINATED is what Google calls a stopped machine: its disk costs on."""
     made = gcp.create(order())
-    server.instances["us-central1-a", made.name].body["status"] = "TERMINATED"
+    server.shut_down(made.name)
     (found,) = gcp.find(RUN)
     assert found.state == "stopped"
     gcp.destroy(found)
@@ -213,28 +241,31 @@ def test_a_stopped_machine_is_found_and_ended(gcp: Gcp, server: GcpServer) -> No
 
 
 def test_a_machine_that_never_was_leaves_nothing(gcp: Gcp, server: GcpServer) -> None:
-    """Killed between the rules and the machine: what the ledger knows is enough to clean up."""
+    """Killed between the rules and the machine."""
     server.faults.append(Fault("POST", "/instances$", cut=True))
     with pytest.raises(api.OutcomeUnknown):
         gcp.create(order())
     assert server.leftovers()
-    gcp.destroy(api.Instance("gcp", "", order().name, RUN, 0, "gone", "us-central1", "", zone="us-central1-a"))
+    gcp.tidy(RUN)
     assert server.leftovers() == []
 
 
-def test_no_project_and_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, server: GcpServer) -> None:
+def test_no_project_and_no_credentials(
+    gcp: Gcp, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, server: GcpServer
+) -> None:
     for name in ("GOOGLE_CLOUD_PROJECT", "CLOUDSDK_CORE_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(api.NoCredentials, match="project") as caught:
-        Gcp({"api_endpoint": server.url}).find()
+        Gcp().find()
     assert "GOOGLE_CLOUD_PROJECT" in str(caught.value.fix)
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "of-the-environment")
-    assert Gcp({"api_endpoint": server.url}).find() == []
+    assert Gcp().find() == []
     assert "of-the-environment" in server.log[-1].path
 
+    monkeypatch.delenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "absent.json"))
     with pytest.raises(api.NoCredentials, match="absent"):
-        Gcp({}).find()
+        Gcp().find()
 
 
 def test_nobody_listens(gcp: Gcp, server: GcpServer) -> None:

@@ -30,6 +30,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LambdaSe
     served = LambdaServer(KEY, time.monotonic)
     served.request_seconds = served.launch_seconds = 0.0
     served.start()
+    monkeypatch.setenv("LAMBDA_CLOUD_BASE_URL", served.url)
     yield served
     served.stop()
 
@@ -37,7 +38,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LambdaSe
 @pytest.fixture
 def arm(server: LambdaServer, tmp_path: Path) -> Iterator[Callable[..., int]]:
     """Arms one for a machine of its own; the number of its process."""
-    cloud = Lambda({"api_endpoint": server.url, "request_seconds": 0, "launch_seconds": 0})
+    cloud = Lambda({"request_seconds": 0, "launch_seconds": 0})
     offer = Offer("lambda", "us-west-1", "gpu_1x_h100_sxm5", "h100", 1, 4.29)
     machine = cloud.create(Order("run", 0, 1, offer, "#!/bin/sh\n", "ssh-ed25519 A", "203.0.113.7/32", 60))
     armed = []

@@ -1,0 +1,78 @@
+"""Lambda for the tests: the server of ours, whose machines are namespaces that really boot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.cloud.datacenter import Datacenter
+from tests.cloud.lambda_server import LambdaServer
+from tests.cloud.tripwire import Tripwire
+
+KEY = "secret_lambda_that_is_written_nowhere"
+REGION = "us-west-1"
+
+
+def _unhurried() -> LambdaServer:
+    """Its limits are tried in test_lambda.py: here nobody waits for them."""
+    server = LambdaServer(KEY, time.monotonic)
+    server.request_seconds = server.launch_seconds = 0.0
+    return server
+
+
+@dataclass
+class LambdaWorld:
+    """One account at Lambda."""
+
+    datacenter: Datacenter
+    hardware: bool = True
+    """False: machines are only listed, nothing boots."""
+    server: LambdaServer = field(default_factory=_unhurried)
+
+    def __post_init__(self) -> None:
+        self.server.on_created = self._boot
+        self.server.on_gone = self.datacenter.power_off
+        self.datacenter.on_off = lambda name: None  # what halts itself stays active, and billed
+        self.server.start()
+
+    @property
+    def tripwire(self) -> Tripwire:
+        return self.server.tripwire
+
+    @property
+    def created(self) -> list[str]:
+        return self.server.created
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"LAMBDA_CLOUD_BASE_URL": self.server.url, "LAMBDA_API_KEY": KEY}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """`launchers.lambda` for a run of the tests."""
+        address = f"{self.datacenter.address}/32"
+        return {"regions": [REGION], "client_address": address, "request_seconds": 0, "launch_seconds": 0}
+
+    def machines(self) -> list[str]:
+        """Names of what is there and billed."""
+        return self.server.machines()
+
+    def leftovers(self) -> list[str]:
+        return self.server.leftovers()
+
+    def reset(self) -> None:
+        """Another account, empty."""
+        for machine in self.datacenter.on:
+            machine.power_off()
+        self.server.forget_everything()
+
+    def close(self) -> None:
+        self.server.stop()
+
+    def _boot(self, body: Mapping[str, Any]) -> str:
+        address = self.datacenter.free_address()
+        if self.hardware:
+            self.datacenter.boot(body["name"], address, body["user_data"])
+        return address
