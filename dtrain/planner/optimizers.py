@@ -29,10 +29,16 @@ class OptimizerSpec:
     """The step of a parameter runs as its gradient arrives, so gradients never exist together."""
 
     def with_state_dtype(self, bytes_per_moment: float) -> OptimizerSpec:
-        """The same optimizer with its moments held in another type (`plan_as.optimizer_state_dtype`)."""
-        scale = bytes_per_moment / 4
-        return replace(self, state_bytes=self.state_bytes * scale, vector_state_bytes=self.vector_state_bytes * scale)
+        """The same optimizer with its moments held in another type (`plan_as.optimizer_state_dtype`).
 
+        The step's temporaries are copies of moments, in their type.
+        """
+        scale = bytes_per_moment / 4
+        scaled = {name: scale * getattr(self, name) for name in MOMENT_FIGURES}
+        return replace(self, **scaled)
+
+
+MOMENT_FIGURES = ("state_bytes", "vector_state_bytes", "step_bytes", "flat_step_bytes")
 
 _BNB_SCALES = 4 / 256  # bitsandbytes: one fp32 absmax per block of 256 (functional.py, blocksize=256 for optimizers)
 _AO_8BIT_SCALES = 4 / 256  # torchao/optim/adam.py: block_size 256
