@@ -243,7 +243,7 @@ def mean_context(window: int, look_back: int | None) -> float:
 def head_seconds(setup: Setup) -> tuple[float, float]:
     """The head's matmuls, and the loss's memory traffic, of one micro-batch."""
     facts, rates = setup.facts, rates_of(setup.profile.gpu, compute_dtype(setup))
-    rows, vocab = setup.trained_positions, facts.vocab_size / setup.tensor_parallel_size
+    rows, vocab = setup.trained_positions, facts.vocab_size / setup.vocabulary_ways
     trained = setup.adapter is None or "lm_head" in setup.adapter.modules_to_save
     matmul = (HEAD_MATMULS if trained else HEAD_MATMULS - 1) * rates.matmul_seconds(rows, facts.hidden_size, vocab)
     moved = LOGIT_BYTES[setup.cross_entropy] * rows * vocab
@@ -252,7 +252,7 @@ def head_seconds(setup: Setup) -> tuple[float, float]:
 
 def _head_gradient_bytes(setup: Setup) -> float:
     """The embedding's gradient is filled and added to; a chunked loss sums the head's over its chunks."""
-    matrix = setup.facts.hidden_size * setup.facts.vocab_size / setup.tensor_parallel_size
+    matrix = setup.facts.hidden_size * setup.facts.vocab_size / setup.vocabulary_ways
     chunks = math.ceil(setup.trained_positions / setup.cross_entropy_chunk_tokens)
     summed = CHUNK_SUM_BYTES * chunks if setup.cross_entropy == "chunked" else 0
     return matrix * (2 * DTYPE_BYTES[setup.dtypes.gradient] + summed)

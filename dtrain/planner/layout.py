@@ -42,6 +42,7 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
         others_loss=config.plan_as is not None,
         sequence_parallel_size=choice.sequence_parallel_size,
         tensor_parallel_size=config.tensor_parallel_size,
+        autotp=config.plan_as is None,
         tiled_mlp=config.tiled_mlp,
         compiled=config.torch_compile,
         fp8_linears=config.fp8,

@@ -35,7 +35,7 @@ def loss_bytes(setup: Setup) -> LossBytes:
 
 
 def _vocabulary(setup: Setup) -> float:
-    return setup.facts.vocab_size / setup.tensor_parallel_size
+    return setup.facts.vocab_size / setup.vocabulary_ways
 
 
 def head_is_trained(setup: Setup) -> bool:

@@ -29,7 +29,7 @@ def _memory_rate(setup: Setup) -> float:
 def stepped_parameters(setup: Setup) -> float:
     """Parameters this rank's optimizer steps."""
     share = setup.shard_ranks if setup.shards_optimizer else 1
-    return setup.trained_parameters / share / setup.tensor_parallel_size
+    return setup.trained_parameters * setup.tensor_share / share
 
 
 def optimizer_seconds(setup: Setup) -> float:
@@ -59,7 +59,7 @@ def accumulate_seconds(setup: Setup) -> float:
     summed = DTYPE_BYTES[dtypes.accumulation or dtypes.gradient]
     share = setup.shard_ranks if setup.shards_gradients else 1
     once = DTYPE_BYTES[dtypes.gradient] + summed * (2 if setup.accumulation > 1 else 1)
-    return once * setup.trained_parameters / share / setup.tensor_parallel_size / _memory_rate(setup)
+    return once * setup.trained_parameters * setup.tensor_share / share / _memory_rate(setup)
 
 
 # --- on the host --------------------------------------------------------------------------------------------------

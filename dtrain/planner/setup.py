@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
@@ -125,6 +126,9 @@ class Setup:
     time; an eager one may keep the logits' fp32 copy."""
     sequence_parallel_size: int = 1
     tensor_parallel_size: int = 1
+    autotp: bool = False
+    """Tensor parallel as dtrain has it from DeepSpeed's AutoTP: norms, embedding and head stay whole on each rank, and
+    matrices with the same input sum its gradient one by one. Elsewhere (Megatron, torchtitan) all but norms is cut."""
     tiled_mlp: bool = False
     compiled: bool = False
     """torch.compile of the blocks: fused norms, activations and rope."""
@@ -161,6 +165,19 @@ class Setup:
     def data_parallel_size(self) -> int:
         """Ranks that read different sequences."""
         return max(1, self.ranks // (self.sequence_parallel_size * self.tensor_parallel_size))
+
+    @property
+    def vocabulary_ways(self) -> int:
+        """Parts that embedding and head are cut into."""
+        return 1 if self.autotp else self.tensor_parallel_size
+
+    @cached_property
+    def tensor_share(self) -> float:
+        """Of a model's parameters, what tensor parallel leaves on one rank."""
+        if not self.autotp or self.tensor_parallel_size == 1:
+            return 1 / self.tensor_parallel_size
+        linears = sum(one.parameters * layers for layer, layers in self.facts.layers for one in layer.linears)
+        return 1 - linears * (1 - 1 / self.tensor_parallel_size) / self.facts.parameters
 
     @property
     def shard_ranks(self) -> int:

@@ -21,7 +21,7 @@ class States:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.facts = setup.facts
-        self.trained = setup.trained_parameters / setup.tensor_parallel_size
+        self.trained = setup.trained_parameters * setup.tensor_share
         self.ranks = setup.shard_ranks
 
     # --- weights --------------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ class States:
 
     @property
     def _trained_weights(self) -> float:
-        idle = self.setup.idle_adapter_parameters / self.setup.tensor_parallel_size
+        idle = self.setup.idle_adapter_parameters * self.setup.tensor_share
         return (self.trained + idle) * DTYPE_BYTES[self.setup.dtypes.weights]
 
     @cached_property
@@ -48,11 +48,11 @@ class States:
             return 0.0
         dtype = setup.dtypes.frozen
         if dtype not in ("nf4", "int8"):
-            return setup.frozen_parameters * DTYPE_BYTES[dtype] / setup.tensor_parallel_size
+            return setup.frozen_parameters * DTYPE_BYTES[dtype] * setup.tensor_share
         quantised = self._quantised_parameters
         size = NF4_DOUBLE_QUANT_BYTES if dtype == "nf4" and setup.double_quant else DTYPE_BYTES[dtype]
         kept = DTYPE_BYTES[setup.dtypes.compute]
-        return (quantised * size + (setup.frozen_parameters - quantised) * kept) / setup.tensor_parallel_size
+        return (quantised * size + (setup.frozen_parameters - quantised) * kept) * setup.tensor_share
 
     @cached_property
     def _quantised_parameters(self) -> int:
@@ -89,7 +89,7 @@ class States:
     @property
     def whole_elements(self) -> float:
         """Parameters of the model on this rank's tensor-parallel slice, trained or not."""
-        return self.trained + self.setup.frozen_parameters / self.setup.tensor_parallel_size
+        return self.trained + self.setup.frozen_parameters * self.setup.tensor_share
 
     @property
     def _fsdp_gathered_elements(self) -> float:
@@ -102,7 +102,7 @@ class States:
     def root_elements(self) -> float:
         facts = self.facts
         root = facts.embedding_parameters + facts.head_parameters + facts.final_parameters
-        return root / self.setup.tensor_parallel_size
+        return root / self.setup.vocabulary_ways
 
     @cached_property
     def largest_block(self) -> float:
@@ -244,7 +244,7 @@ class States:
         setup = self.setup
         if setup.adapter is not None:
             return 0.0
-        matrix = self.facts.vocab_size * self.facts.hidden_size / setup.tensor_parallel_size
+        matrix = self.facts.vocab_size * self.facts.hidden_size / setup.vocabulary_ways
         if setup.sharding == "fsdp2":
             return matrix * DTYPE_BYTES[setup.dtypes.compute]
         if setup.shards_gradients and not self.facts.tied_embeddings:
@@ -257,7 +257,7 @@ class States:
         """Gathered while saving: stage 3 and FSDP2 bring one tensor at a time together."""
         if not self.setup.shards_weights or self.ranks == 1:
             return 0.0
-        largest = max(self.facts.vocab_size * self.facts.hidden_size, 1) / self.setup.tensor_parallel_size
+        largest = max(self.facts.vocab_size * self.facts.hidden_size, 1) / self.setup.vocabulary_ways
         return largest * DTYPE_BYTES[self.setup.dtypes.compute]
 
     @cached_property

@@ -161,11 +161,11 @@ def weight_bytes(setup: Setup) -> float:
     compute = DTYPE_BYTES[setup.dtypes.compute]
     frozen = NF4_DOUBLE_QUANT_BYTES if setup.double_quant else DTYPE_BYTES[setup.dtypes.frozen]
     whole = setup.trained_parameters * compute + setup.frozen_parameters * frozen
-    return whole / setup.tensor_parallel_size
+    return whole * setup.tensor_share
 
 
 def gradient_bytes(setup: Setup) -> float:
-    return setup.trained_parameters * DTYPE_BYTES[setup.dtypes.reduce] / setup.tensor_parallel_size
+    return setup.trained_parameters * DTYPE_BYTES[setup.dtypes.reduce] * setup.tensor_share
 
 
 def _pass_collectives(setup: Setup) -> tuple[float, float]:
@@ -235,10 +235,12 @@ def sequence_parallel_seconds(setup: Setup) -> float:
 
 
 def _tensor_parallel(setup: Setup) -> float:
-    """Two all-reduces of the residual stream a block and pass."""
+    """All-reduces of the residual stream: two a block and pass. AutoTP's backward has one for each matrix that q, k, v
+    or the MLP begin with."""
     size = setup.tensor_parallel_size
     if size <= 1:
         return 0.0
     stream = setup.micro_batch_tokens * setup.facts.hidden_size * DTYPE_BYTES[setup.dtypes.compute]
-    rounds = 2 + RECOMPUTED_MATMULS[setup.checkpointing]
-    return rounds * setup.facts.layer_count * 2 * link_over(setup.profile, size).reduce(stream)
+    forward = 2 * (1 + RECOMPUTED_MATMULS[setup.checkpointing])
+    backward = (4 + int(setup.facts.gated_mlp)) if setup.autotp else 2
+    return (forward + backward) * setup.facts.layer_count * link_over(setup.profile, size).reduce(stream)
