@@ -8,7 +8,7 @@ from typing import Any
 
 from dtrain.planner.choose import DIMENSIONS, HEADROOM, HOST_HEADROOM, SAME_SPEED, Candidate, Search
 from dtrain.planner.pins import Space
-from dtrain.planner.throughput import sequence_parallel_seconds
+from dtrain.planner.throughput import sequence_parallel_seconds, tensor_parallel_seconds
 from dtrain.units import memory
 
 NAMES = {
@@ -60,6 +60,7 @@ def reasons(search: Search, space: Space) -> tuple[str, ...]:
         _fit(best),
         f"global batch {best.choice.global_batch_size}: {search.batch}",
         *(_dimension(search, space, name) for name in DIMENSIONS if _worth_saying(best, space, name)),
+        *_tensor_parallel(best),
         _precision(best),
     )
 
@@ -159,6 +160,16 @@ def _remark(best: Candidate, name: str) -> str:
         each = -(-setup.sequence_len // size)
         return f"; {each:,} tokens of a row on each rank, exchanging tokens for heads takes {share:.0%} of a step"
     return ""
+
+
+def _tensor_parallel(best: Candidate) -> Iterable[str]:
+    setup, size = best.setup, best.setup.tensor_parallel_size
+    if size > 1:
+        share = setup.accumulation * tensor_parallel_seconds(setup) / best.time.step_seconds
+        yield (
+            f"tensor_parallel_size {size}: {setup.tensor_share:.0%} of the parameters on each rank, adding up the "
+            f"layers' parts takes {share:.0%} of a step"
+        )
 
 
 def _precision(best: Candidate) -> str:

@@ -125,7 +125,7 @@ def _micro_batch(setup: Setup) -> dict[str, float]:
         "elementwise": forward.elementwise + backward.elementwise + accumulate_seconds(setup),
         "head": head + loss,
         "launches": max(0.0, forward.launches - forward.kernels) + max(0.0, backward.launches - backward.kernels),
-        "collectives": exposed + sequence_parallel_seconds(setup) + _tensor_parallel(setup),
+        "collectives": exposed + sequence_parallel_seconds(setup) + tensor_parallel_seconds(setup),
         "offload": _exposed(gradients_to_host(setup), _room(busy_backward, setup) - beside_backward),
     }
 
@@ -234,9 +234,9 @@ def sequence_parallel_seconds(setup: Setup) -> float:
     return rounds * facts.layer_count * (sent * (size - 1) / size / link.bandwidth + 4 * link.latency)
 
 
-def _tensor_parallel(setup: Setup) -> float:
-    """All-reduces of the residual stream: two a block and pass. AutoTP's backward has one for each matrix that q, k, v
-    or the MLP begin with."""
+def tensor_parallel_seconds(setup: Setup) -> float:
+    """Of a micro-batch. All-reduces of the residual stream: two a block and pass. AutoTP's backward has one for each
+    matrix that q, k, v or the MLP begin with."""
     size = setup.tensor_parallel_size
     if size <= 1:
         return 0.0

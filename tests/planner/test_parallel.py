@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dtrain.errors import BadInput, BadInputs
 from dtrain.models.read import FAMILIES
 from dtrain.planner.parallel import OWN_ATTENTION, rope_problem
+from dtrain.planner.states import States
+from dtrain.planner.throughput import tensor_parallel_seconds
+from tests.planner.layouts import layout
 from tests.planner.test_bad_input import TINY, plan
+
+LLAMA = "meta-llama/Llama-3.1-8B"
+TP = ("sequence_len: 4096", "micro_batch_size: 1")
 
 
 def refused(*lines: str, model: str = TINY) -> dict[str | None, str]:
@@ -56,6 +64,20 @@ def test_tensor_parallel_takes_a_stage_below_three() -> None:
     made = plan("tensor_parallel_size: 4", "sequence_len: 2048", model="meta-llama/Llama-3.1-70B", profile="h100x8")
     assert made.choice.zero_stage < 3
     assert made.choice.global_batch_size % 2 == 0
+
+
+def test_tensor_parallel_counts_embedding_and_head_whole() -> None:
+    """Llama-3.1-8B: 1.05 billion of its 8.03 billion parameters are the embedding and the head."""
+    alone = layout(profile="h100x8", sharding="zero1")
+    cut = replace(alone, tensor_parallel_size=8, autotp=True)
+    elsewhere = replace(cut, autotp=False)
+    assert States(elsewhere).weights == pytest.approx(States(alone).weights / 8)
+    assert States(cut).weights == pytest.approx(2 * (1.0506e9 + 6.9794e9 / 8), rel=1e-3)
+    assert tensor_parallel_seconds(cut) > 1.5 * tensor_parallel_seconds(elsewhere) > 0
+    assert any(
+        "24% of the parameters on each rank" in line
+        for line in plan(*TP, "tensor_parallel_size: 8", model=LLAMA).reasons
+    )
 
 
 def test_another_framework_may_do_what_we_do_not() -> None:
