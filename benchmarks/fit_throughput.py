@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from benchmarks.planner_accuracy import HELD_OUT
+from benchmarks.compared import HELD_OUT
 from benchmarks.published import NotStated, published, setup_of, source_of
 from dtrain.planner import collectives, efficiency, kernels, throughput, traffic
 from dtrain.planner.setup import Setup
