@@ -30,6 +30,7 @@ COMMANDS = {
     "stop": "Stop a run; it saves first.",
     "resume": "Go on where a run stopped.",
     "fetch": "Bring home what a run made elsewhere, verified.",
+    "gc": "Rented machines that nobody keeps: save what they made, end them.",
     "generate": "Let a trained model write.",
     "export": "A Hugging Face folder from a run's checkpoint.",
     "doctor": "What is installed, what is missing, what to type.",

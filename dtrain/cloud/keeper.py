@@ -22,9 +22,10 @@ def start(paths: RunPaths) -> None:
     """A keeper for the run, unless one lives."""
     if has_keeper(paths) or _was_started_just_now(paths):
         return
-    subprocess.Popen(
-        [sys.executable, "-P", "-m", "dtrain.cloud.keeper", str(paths.output)], start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+    command = (sys.executable, "-P", "-m", "dtrain.cloud.keeper", str(paths.output))
+    subprocess.run(
+        ["sh", "-c", '"$@" &', "sh", *command], start_new_session=True, check=True, cwd="/",
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
 
 

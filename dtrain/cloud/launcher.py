@@ -80,14 +80,18 @@ class CloudLauncher:
 
     def submit(self, job: Job, rendered: Rendered) -> Handle:
         """Returns once a machine is ordered. LauncherRefused where nothing was rented."""
+        self.begin(job)
+        self._wait_until_ordered(RunPaths(job.folder))
+        return Handle(self.name, job.run_id, str(job.folder), {"provider": self.name})
+
+    def begin(self, job: Job) -> None:
+        """The first half of a submit: all is written down, and a keeper lives."""
         paths = RunPaths(job.folder)
         with shared.one_at_a_time(paths):
             if shared.ended(paths) is None and not self._is_under_way(paths, job.run_id):
-                self._begin(job, paths)
+                self._note(job, paths)
             if shared.ended(paths) is None:
                 keeper.start(paths)
-        self._wait_until_ordered(paths)
-        return Handle(self.name, job.run_id, str(job.folder), {"provider": self.name})
 
     def status(self, handle: Handle) -> Status:
         """What its keeper wrote; a run that lost its keeper gets another."""
@@ -179,7 +183,7 @@ class CloudLauncher:
         standing = Ledger(run_id).standing()
         return standing is not None and not standing.ended and OrderBook.read(paths) is not None
 
-    def _begin(self, job: Job, paths: RunPaths) -> None:
+    def _note(self, job: Job, paths: RunPaths) -> None:
         """The order book, then the ledger's first line: from here on a keeper may be started by anybody."""
         options = self.options_of(job.options)
         offer = self._first_offer(job, options)

@@ -35,19 +35,20 @@ class Machines:
         self.market = market
         self.terms = terms
 
-    def there(self) -> dict[int, Instance]:
-        """Node → machine, of those that live and were not given back. An unanswered create is settled on the way."""
+    def there(self, may_order: bool = True) -> dict[int, Instance]:
+        """Node → machine, of those that live and were not given back. An unanswered create is settled on the way: by
+        the same order again only where `may_order`."""
         standing = self.market.ledger.standing()
         found: dict[int, Instance] = {}
         for one in standing.may_exist if standing else ():
-            instance = self._taken_over(one)
+            instance = self._taken_over(one, may_order)
             if instance is not None:
                 found[one.node] = instance
         return found
 
-    def _taken_over(self, one: Rented) -> Instance | None:
+    def _taken_over(self, one: Rented, may_order: bool) -> Instance | None:
         if one.state == "intended":
-            return self._settled(one)
+            return self._settled(one, may_order)
         if one.state == "destroying":
             return None
         instance = next((it for it in self.market.find(one.provider, self.terms.run_id) if it.name == one.name), None)
@@ -56,9 +57,9 @@ class Machines:
             return None
         return instance if instance.state in ALIVE and not instance.preempted else None
 
-    def _settled(self, one: Rented) -> Instance | None:
+    def _settled(self, one: Rented, may_order: bool) -> Instance | None:
         """A create whose answer nobody heard: where the provider knows its token, the same order gives its machine."""
-        if self.market.provider_of(one).abilities.idempotent_create:
+        if may_order and self.market.provider_of(one).abilities.idempotent_create:
             return self.market.create_again(self._order_again(one))
         found = self.market.wait_for(one.provider, self.terms.run_id, one.name, one.asked)
         if found is None:

@@ -60,6 +60,8 @@ class Rental:
         if self.progress.life != self._standing().life:
             self.progress = Progress.fresh(book.run_id, self._standing().life)
         self.rented: RunThere | None = None
+        self.survivors: StillBilled | None = None
+        """What is left when the patience is over."""
 
     # --- the road ---
 
@@ -242,7 +244,7 @@ class Rental:
         if self._standing().home:
             return ending
         ending.write(self.paths)
-        there = self.machines.there()
+        there = self.machines.there(self._is_wanted())
         while there:
             self._say("fetching", "bringing the results home")
             rented = self.rented or RunThere(self.book, self.options, self.paths, self.keys, self._booted(there))
@@ -257,7 +259,7 @@ class Rental:
                     )
                 self._say("fetching", f"trying again: {error.message}")
             time.sleep(self.options.poll_seconds)
-            there = self.machines.there()
+            there = self.machines.there(self._is_wanted())
         self.ledger.home()
         return ending
 
@@ -280,6 +282,7 @@ class Rental:
         except StillBilled as error:
             self._publish(replace(ending, code=error.exit_code, reason=f"{ending.reason}; {error.message}"))
             self._say("over", error.message)
+            self.survivors = error
             return
         self._publish(ending)
         self.ledger.ended(ending.reason)

@@ -1,0 +1,44 @@
+"""Rented runs for people: stages with time and money, machines that nobody keeps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dtrain.cloud.collect import Stray
+from dtrain.cloud.progress import Progress
+from dtrain.units import dollars, duration
+
+
+def print_strays(found: Sequence[Stray], problems: Sequence[str], console: Console) -> None:
+    """One block for each run, and what could not be asked."""
+    if not found:
+        console.print("No machine of ours is without a keeper.")
+    for stray in found:
+        rate = f", {dollars(stray.usd_per_hour)} an hour" if stray.usd_per_hour else ""
+        where = stray.output or "started from another computer"
+        console.print(Text(f"{stray.run_id} at {stray.launcher}{rate}  {where}", style="bold"), soft_wrap=True)
+        for machine in stray.machines:
+            console.print(Text(f"  {machine}"), soft_wrap=True)
+    for problem in problems:
+        console.print(Text(f"not asked: {problem}", style="yellow"), soft_wrap=True)
+
+
+def stages_table(progress: Progress) -> Table:
+    """What each stage took and cost."""
+    table = Table("stage", "began", "took", "cost", title="where the time and the money went", title_justify="left")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    ends = [*progress.stages[1:], None]
+    for stage, following in zip(progress.stages, ends, strict=True):
+        if stage.stage == "over":
+            continue
+        end = following.began if following else time.time()
+        usd = (following.usd if following else progress.usd) - stage.usd
+        began = time.strftime("%H:%M:%S", time.localtime(stage.began))
+        table.add_row(stage.stage, began, duration(max(0.0, end - stage.began)), f"${max(0.0, usd):,.3f}")
+    return table
