@@ -16,6 +16,8 @@ from tests.train.conftest import Run
 pytestmark = [pytest.mark.xdist_group("gloo"), pytest.mark.slow]
 
 STEPS = 4
+CHECKPOINTING = ("none", "selective", "offload", "full")
+"""By stage; at the last one the MLP is tiled as well."""
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"adapter": "lora"},
     "qlora": {"adapter": "qlora", "four_bit": True},
@@ -29,7 +31,7 @@ def case(name: str, world: int, size: int, stage: int, **told: Any) -> Case:
     micro = rows // max(2, groups)
     return Case(
         name, stage, micro, rows // (micro * groups), steps=STEPS, sequence_parallel=size,
-        checkpointing="full" if stage == 3 else "none", **told,
+        checkpointing=CHECKPOINTING[stage], tiled_mlp=stage == 3, **told,
     )  # fmt: skip
 
 
