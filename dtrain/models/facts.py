@@ -40,6 +40,14 @@ class Layer:
     other_parameters: int = 0
     """Elements that are no matmul and no norm (sinks, biases of experts, …)."""
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """A search looks blocks up a hundred thousand times."""
+        return hash((self.linears, self.norm_parameters, self.norms, self.attention_window, self.other_parameters))
+
     @property
     def parameters(self) -> int:
         return sum(linear.parameters for linear in self.linears) + self.norm_parameters + self.other_parameters
@@ -83,6 +91,13 @@ class ModelFacts:
     """Where the figures come from: a folder, the catalogue, the hub and its revision."""
     config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """The config.json itself, for what the planner does not model."""
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.name, self.family, self.hidden_size, self.vocab_size, self.layers, self.tied_embeddings))
 
     @cached_property
     def layer_count(self) -> int:

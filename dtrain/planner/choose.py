@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import product
 
 from dtrain.config.origins import Loaded
@@ -121,12 +121,28 @@ def search(loaded: Loaded, facts: ModelFacts, profile: Profile, space: Space, bi
     """
     seen: list[Candidate] = []
     first = batches(loaded, profile, space.sequence_parallel[0])
+    estimate = partial(_candidate, loaded, facts, profile, bias)
     for sizes in (first, *_shared_rows(loaded, profile, space, first)):
-        seen += [_candidate(loaded, facts, profile, one, bias) for one in layouts(loaded, space, sizes)]
+        seen += _estimated(loaded, space, sizes, estimate)
         best = best_of(seen)
         if best.within_headroom:
             break
     return Search(best, tuple(seen), first.said)
+
+
+def _estimated(
+    loaded: Loaded, space: Space, sizes: Batches, estimate: Callable[[Choice], Candidate]
+) -> list[Candidate]:
+    """All layouts with the first attention. Back ends keep their order whatever the layout: another one is tried where
+    the first one leads to, and on all layouts only if it is faster or smaller there."""
+    usual, *others = space.attention
+    seen = [estimate(one) for one in layouts(loaded, space, sizes, usual)]
+    best = best_of(seen)
+    for attention in others:
+        rival = estimate(replace(best.choice, attention=attention))
+        better = rival.memory.peak < best.memory.peak or rival.seconds_per_sample < best.seconds_per_sample
+        seen += [estimate(one) for one in layouts(loaded, space, sizes, attention)] if better else [rival]
+    return seen
 
 
 def _shared_rows(loaded: Loaded, profile: Profile, space: Space, first: Batches) -> Iterator[Batches]:
@@ -153,14 +169,14 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
     return min(candidates, key=lambda one: (one.need, one.complexity))
 
 
-def layouts(loaded: Loaded, space: Space, sizes: Batches) -> Iterator[Choice]:
-    """All combinations that make sense."""
+def layouts(loaded: Loaded, space: Space, sizes: Batches, attention: str) -> Iterator[Choice]:
+    """All combinations that make sense, with one attention."""
     config = loaded.config
     rows = product(
-        space.zero_stages, space.offload_optimizer, space.offload_params, space.checkpointing, space.attention,
-        space.cross_entropy, sizes.pairs,
+        space.zero_stages, space.offload_optimizer, space.offload_params, space.checkpointing, space.cross_entropy,
+        sizes.pairs,
     )  # fmt: skip
-    for stage, optimizer, params, checkpointing, attention, cross_entropy, (micro, accumulation) in rows:
+    for stage, optimizer, params, checkpointing, cross_entropy, (micro, accumulation) in rows:
         if (optimizer != "none" and stage == 0) or (params != "none" and stage != 3):
             continue
         if params != "none" and optimizer == "none" and len(space.offload_optimizer) > 1:
@@ -183,7 +199,7 @@ def layouts(loaded: Loaded, space: Space, sizes: Batches) -> Iterator[Choice]:
         )
 
 
-def _candidate(loaded: Loaded, facts: ModelFacts, profile: Profile, choice: Choice, bias: Bias) -> Candidate:
+def _candidate(loaded: Loaded, facts: ModelFacts, profile: Profile, bias: Bias, choice: Choice) -> Candidate:
     setup = setup_from(loaded.config, facts, profile, choice)
     memory = estimate_memory(setup)
     return Candidate(choice, setup, memory if bias == NO_BIAS else scaled(memory, bias.memory), bias)
