@@ -13,7 +13,7 @@ from dtrain.data.rows import TokenRows
 from dtrain.data.schedule import Schedule, make_schedule
 from dtrain.planner.choice import Choice
 from dtrain.planner.setup import ZeroBuckets
-from dtrain.train import engine
+from dtrain.train import engine, optimizers
 from dtrain.train import ranks as ranks_of
 from dtrain.train.loop import Training
 from dtrain.train.loss import LossModel, share_head_with_zero3
@@ -55,7 +55,7 @@ def training(
     if choice.zero_stage == 3:
         share_head_with_zero3(loss_model)
     with_engine, optimizer, _, _ = deepspeed.initialize(
-        model=loss_model, optimizer=engine.optimizer_for(config, loss_model, False), config=told,
+        model=loss_model, optimizer=optimizers.optimizer_for(config, loss_model, False), config=told,
         dist_init_required=False,
     )  # fmt: skip
     undo_dry_step(optimizer)

@@ -32,8 +32,8 @@ NOT_YET: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # key, what lau
     ("offload_params", _one_of("nvme"), "offload_params: cpu"),
     (
         "optimizer",
-        _not_of("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "sgd"),
-        "optimizer: adamw_torch, adamw_torch_fused, adamw_bnb_8bit or sgd",
+        _one_of("adamw_torch_8bit", "adamw_torch_4bit", "muon"),
+        "optimizer: adamw_bnb_8bit, or another of bitsandbytes' or torch's",
     ),
 )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from dtrain.config.schema import Config, PlanAs
 from dtrain.hardware.profiles import Profile
 from dtrain.models.facts import ModelFacts
 from dtrain.planner.choice import Choice
-from dtrain.planner.optimizers import optimizer_spec
+from dtrain.planner.optimizers import OptimizerSpec, optimizer_spec
 from dtrain.planner.setup import CHUNK_TOKENS, AdapterSpec, Dtype, Dtypes, Setup, Sharding, ZeroBuckets
 from dtrain.planner.sparse_attention import in_sight
 
@@ -32,7 +33,7 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
         dtypes=dtypes_of(config, other, sharding, compute),
         double_quant=config.bnb_4bit_use_double_quant,
         tf32=choice.precision == "tf32",
-        optimizer=optimizer_spec(choice.optimizer, other.optimizer_state_dtype, other.optimizer_in_backward),
+        optimizer=optimizer_of(choice, other, profile),
         adapter=adapter_spec(config, facts),
         checkpointing=choice.gradient_checkpointing,
         attention=choice.attention,
@@ -63,6 +64,12 @@ def _has_liger_kernels(config: Config) -> bool:
     """Elsewhere a fused loss is Liger's, which replaces norms, rope and the MLP's activation as well, unless the model
     is compiled."""
     return config.plan_as is not None and config.cross_entropy == "fused" and not config.torch_compile
+
+
+def optimizer_of(choice: Choice, other: PlanAs, profile: Profile) -> OptimizerSpec:
+    """On a CPU, bitsandbytes' paged states lie in memory like others."""
+    spec = optimizer_spec(choice.optimizer, other.optimizer_state_dtype, other.optimizer_in_backward)
+    return replace(spec, paged=False) if profile.is_cpu else spec
 
 
 def dtypes_of(config: Config, other: PlanAs, sharding: Sharding, compute: Dtype) -> Dtypes:

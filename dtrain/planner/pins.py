@@ -25,14 +25,10 @@ CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full", "offloa
 CROSS_ENTROPY: tuple[CrossEntropy, ...] = ("chunked", "fused", "compiled", "eager")
 ATTENTION = ("flash_attention_3", "flash_attention_2", "sdpa")
 """What may be chosen by itself, as far as launch runs it. Eager attention needs more memory and more time than sdpa."""
-EIGHT_BIT = (
-    "adamw_bnb_8bit",
-    "paged_adamw_8bit",
-    "paged_adamw_32bit",
-    "lion_8bit",
-    "paged_lion_8bit",
+ON_THE_CARD = (
+    "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "paged_lion_8bit", "lion_32bit",
     "paged_lion_32bit",
-)
+)  # fmt: skip
 """bitsandbytes' optimizers step on the card: their states cannot live in host memory under ZeRO-Offload."""
 
 
@@ -92,6 +88,8 @@ def _stages(loaded: Loaded, profile: Profile) -> tuple[int, ...]:
         return ({"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3, "ddp": 0}[config.plan_as.sharding],)
     if config.zero_stage != "auto":
         return (config.zero_stage,)
+    if config.optimizer == "adafactor":
+        return (0,)  # it scales by whole matrices, which the higher stages cut
     lowest = 0 if precision_of(loaded, profile) in ("fp32", "tf32") else 1
     # quantised weights cannot be sharded element by element, and tensor parallel has cut them already
     highest = 2 if config.adapter == "qlora" or config.tensor_parallel_size > 1 else 3
@@ -101,7 +99,7 @@ def _stages(loaded: Loaded, profile: Profile) -> tuple[int, ...]:
 def _offload_optimizer(config: Config, profile: Profile) -> tuple[Offload, ...]:
     if config.offload_optimizer != "auto":
         return (config.offload_optimizer,)
-    if profile.is_cpu or config.optimizer in EIGHT_BIT or config.plan_as is not None:
+    if profile.is_cpu or config.optimizer in ON_THE_CARD or config.plan_as is not None:
         return ("none",)
     return ("none", "cpu")
 
@@ -200,11 +198,14 @@ def _adapter_errors(loaded: Loaded) -> list[BadInput]:
     if config.adapter == "qlora" and config.zero_stage == 3:
         message = "QLoRA's 4-bit weights cannot be sharded by ZeRO stage 3"
         errors.append(_at(loaded, "zero_stage", message, 3, "set zero_stage: 2, or adapter: lora", "0, 1, 2, auto"))
-    if config.optimizer in EIGHT_BIT and config.offload_optimizer in ("cpu", "nvme"):
+    if config.optimizer in ON_THE_CARD and config.offload_optimizer in ("cpu", "nvme"):
         message = f"{config.optimizer} steps on the card and cannot be offloaded"
         fix = "set optimizer: adamw_torch, or offload_optimizer: none"
         errors.append(_at(loaded, "offload_optimizer", message, config.offload_optimizer, fix))
     stage = config.zero_stage
+    if config.optimizer == "adafactor" and stage not in ("auto", 0) and config.plan_as is None:
+        message = f"adafactor scales by whole matrices, and ZeRO stage {stage} gives each rank parts of them"
+        errors.append(_at(loaded, "optimizer", message, "adafactor", "set zero_stage: 0, or optimizer: adamw_bnb_8bit"))
     if config.offload_params in ("cpu", "nvme") and stage not in ("auto", 3):
         message = f"parameters are offloaded only at ZeRO stage 3, not at stage {stage}"
         errors.append(_at(loaded, "offload_params", message, config.offload_params, "set zero_stage: 3"))

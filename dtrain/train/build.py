@@ -16,7 +16,7 @@ from dtrain.planner.choice import Choice
 from dtrain.planner.deepspeed_values import auto_values
 from dtrain.planner.setup import ZeroBuckets
 from dtrain.track import jsonl
-from dtrain.train import attention_choice, checkpoint, engine, generate, same_run, tiled_mlp
+from dtrain.train import attention_choice, checkpoint, engine, generate, optimizers, same_run, tiled_mlp
 from dtrain.train.loop import Progress, Training
 from dtrain.train.loss import LossModel, share_head_with_zero3
 from dtrain.train.lr import LearningRate, warmup_steps
@@ -62,7 +62,7 @@ def build(rank: Rank, prepared: Prepared, schedule: Schedule) -> tuple[Training,
     loss_model = LossModel(model, choice.cross_entropy, _chunks(config))
     if choice.zero_stage == 3:
         share_head_with_zero3(loss_model)
-    optimizer = engine.optimizer_for(config, loss_model, choice.offload_optimizer != "none")
+    optimizer = optimizers.optimizer_for(config, loss_model, choice.offload_optimizer != "none")
     with_engine, optimizer, _, _ = deepspeed.initialize(
         model=loss_model, optimizer=optimizer, config=told, dist_init_required=False
     )

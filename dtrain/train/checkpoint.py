@@ -16,6 +16,7 @@ from dtrain.files import read_json, sync_folder, write_json
 from dtrain.paths import RunPaths
 from dtrain.train import state_files
 from dtrain.train.loop import Progress
+from dtrain.train.optimizers import page_again
 from dtrain.train.partitions import partitions, take_over
 from dtrain.train.ranks import Ranks
 
@@ -195,4 +196,5 @@ def load(states: States, checkpoint: Checkpoint, ranks: Ranks) -> None:
     with torch.no_grad():
         state_files.read(checkpoint.folder, partitions(states.model, states.optimizer))
         take_over(states.optimizer)
+        page_again(states.optimizer)
     states.set_scaler_numbers(state_files.extra_of(checkpoint.folder, ranks.rank)["scaler"])

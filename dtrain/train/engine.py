@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from torch import nn
 
 from dtrain.config.schema import Config
-from dtrain.errors import BadInput
 from dtrain.planner.choice import Choice
 from dtrain.planner.setup import ZeroBuckets
 from dtrain.train import tensor_parallel
@@ -82,51 +80,6 @@ def merged_with_file(built: Mapping[str, Any], said: Mapping[str, Any] | None) -
     for key, value in (said or {}).items():
         merged[key] = merged_with_file(merged.get(key) or {}, value) if isinstance(value, Mapping) else value
     return merged
-
-
-def optimizer_for(config: Config, model: nn.Module, on_cpu: bool) -> torch.optim.Optimizer:
-    """The optimizer by Axolotl's name. `on_cpu`: its states live in host memory."""
-    groups = parameter_groups(model, config.weight_decay)
-    adam: dict[str, Any] = {
-        "lr": config.learning_rate, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon,
-    }  # fmt: skip
-    match config.optimizer:
-        case "adamw_torch":
-            # foreach would hold one more copy of the parameters at the step, for nothing: ZeRO steps one flat tensor
-            return torch.optim.AdamW(groups, **adam, foreach=False)
-        case "adamw_torch_fused":
-            return torch.optim.AdamW(groups, **adam, fused=True)
-        case "sgd":
-            return torch.optim.SGD(groups, lr=config.learning_rate)
-        case "adamw_bnb_8bit":
-            if on_cpu and torch.cuda.is_available():
-                raise BadInput(
-                    "8-bit states cannot be offloaded",
-                    key="optimizer",
-                    value=config.optimizer,
-                    fix="set `optimizer: adamw_torch` or `offload_optimizer: none`",
-                )
-            import bitsandbytes
-
-            return bitsandbytes.optim.AdamW8bit(groups, **adam)  # type: ignore[no-any-return]
-    raise BadInput(
-        "not supported by launch yet", key="optimizer", value=config.optimizer,
-        allowed=["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "sgd"],
-    )  # fmt: skip
-
-
-NOT_DECAYED = re.compile(r"(^|\.)bias$|norm|(^|\.)ln_", re.IGNORECASE)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trained parameters; norms and biases are not decayed (transformers' rule). One group when nothing decays."""
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if weight_decay == 0:
-        return [{"params": [parameter for _, parameter in trained], "weight_decay": 0.0}]
-    return [
-        {"params": [p for name, p in trained if not NOT_DECAYED.search(name)], "weight_decay": weight_decay},
-        {"params": [p for name, p in trained if NOT_DECAYED.search(name)], "weight_decay": 0.0},
-    ]
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:

@@ -26,7 +26,7 @@ from dtrain.errors import BadInput
 from dtrain.paths import RunPaths
 from dtrain.planner.choice import Choice
 from dtrain.planner.setup import ZeroBuckets
-from dtrain.train import attention, checkpoint, engine, export, tiled_mlp
+from dtrain.train import attention, checkpoint, engine, export, optimizers, tiled_mlp
 from dtrain.train import ranks as ranks_of
 from dtrain.train.loop import Progress, Training, train
 from dtrain.train.loss import LossModel, share_head_with_zero3
@@ -122,6 +122,7 @@ class Rows:
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": False},
     "gemma2": {"head_dim": 16, "sliding_window": 16},
+    "qwen3": {"head_dim": 16},
 }
 """What a family's tiny model has besides the sizes. Gemma 2: windows, capped scores, a head tied to the embedding."""
 
@@ -199,7 +200,7 @@ def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
     loss_model = LossModel(model, case.cross_entropy)
     if case.zero_stage == 3:
         share_head_with_zero3(loss_model)
-    optimizer = engine.optimizer_for(config, loss_model, case.offload != "none")
+    optimizer = optimizers.optimizer_for(config, loss_model, case.offload != "none")
     with_engine, optimizer, _, _ = deepspeed.initialize(
         model=loss_model, optimizer=optimizer, config=told, dist_init_required=False
     )
@@ -265,7 +266,7 @@ def plain_case(case: Case, folder: Path) -> dict[str, Any]:
     config, choice, rows = config_of(case, folder), choice_of(case, 1), Rows(case.rows)
     model = load_model(config, choice, folder, VOCAB, "eager", {})
     model.train()
-    optimizer = torch.optim.AdamW(engine.parameter_groups(model, config.weight_decay), lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW(optimizers.parameter_groups(model, config.weight_decay), lr=LEARNING_RATE)
     schedule, lines = schedule_of(case, rows, 1), []
     for index in range(schedule.steps):
         step = schedule.step(index)
@@ -286,7 +287,6 @@ def plain_case(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def told_of(case: Case, world: int, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    trained = [line for line in lines if "loss" in line]
     trained = [line for line in lines if "loss" in line]
     return {
         **asdict(case), "world": world, "losses": [line["loss"] for line in trained],
