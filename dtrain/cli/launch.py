@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 @click.option("--detach", is_flag=True, help="Start it and return; `dtrain attach` watches it later.")
 @click.option("--name", metavar="N", help="The run's name; default: the config's, else the file's.")
 @click.option("--yes", is_flag=True, help="Do not ask before something that costs money.")
+@click.option("--max-cost", metavar="USD", type=click.FloatRange(0, min_open=True), help="Rented: never cost more.")
+@click.option("--max-hours", metavar="H", type=click.FloatRange(0, min_open=True), help="Rented: never take longer.")
+@click.option("--anywhere", is_flag=True, help="Rented: without capacity there, the next cheapest region or provider.")
+@click.option("--no-watchdog", is_flag=True, help="Rented: even where nothing ends the machine when nobody is there.")
 @set_option
 @json_option
 def command(
@@ -43,6 +47,10 @@ def command(
     detach: bool,
     name: str | None,
     yes: bool,
+    max_cost: float | None,
+    max_hours: float | None,
+    anywhere: bool,
+    no_watchdog: bool,
     sets: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -53,6 +61,7 @@ def command(
     dtrain launch my.yaml --profile a100x8 --dry-run
     dtrain launch my.yaml --profile auto --probe
     dtrain launch my.yaml --profile 4090x1 --detach --set learning_rate=1e-4
+    dtrain launch my.yaml --profile a100x8 --on aws --max-cost 40 --max-hours 4
 
     Ctrl-C asks the run to save and stop (exit code 75; `dtrain resume` goes on); a second Ctrl-C ends it at once (130).
     The exit code is the run's: 0 done, 1 failed, 2 bad input, 3 it does not fit.
@@ -63,14 +72,16 @@ def command(
     from dtrain.show.watch import Interrupts, Watched, observer_of
 
     console = console_for(as_json)
-    made = planned(file, (*sets, "probe=true") if probe else sets, profile, on)
+    sets = (*sets, *_rented_sets(on, max_cost, max_hours, anywhere, no_watchdog), *(["probe=true"] if probe else []))
+    made = planned(file, sets, profile, on)
     _show_plan(made, console, as_json)
     drafted = draft(made, on, name)
     if dry_run:
         _dry_run(made, drafted, console, as_json)
         return
+    _refuse_unready(drafted)
     if drafted.rendered.usd_per_hour and not yes:
-        click.confirm(f"This costs ${drafted.rendered.usd_per_hour:.2f} an hour. Start it?", abort=True, err=True)
+        _confirm(drafted)
     _create(drafted)
     with Interrupts() as interrupts:  # from here on Ctrl-C is for the run
         entry = _submit(drafted)
@@ -117,12 +128,32 @@ def _dry_run(made: Planned, drafted: Draft, console: Console, as_json: bool) -> 
     click.echo(json.dumps({"schema_version": 1, **document}, indent=2))
 
 
-def _create(drafted: Draft) -> None:
-    """Check, then write the run's folder."""
+def _rented_sets(
+    on: str, max_cost: float | None, max_hours: float | None, anywhere: bool, no_watchdog: bool
+) -> list[str]:
+    """The flags as `launchers.NAME` has them: a launcher that rents nothing refuses them."""
+    told = {"max_cost": max_cost, "max_hours": max_hours}
+    sets = [f"launchers.{on}.{key}={value!r}" for key, value in told.items() if value is not None]
+    return sets + [f"launchers.{on}.anywhere=true"] * anywhere + [f"launchers.{on}.watchdog=false"] * no_watchdog
+
+
+def _confirm(drafted: Draft) -> None:
+    """What, where, how much; Abort unless the person says yes."""
+    for note in drafted.rendered.notes:
+        click.echo(note, err=True)
+    click.confirm(f"This costs ${drafted.rendered.usd_per_hour:.2f} an hour. Start it?", abort=True, err=True)
+
+
+def _refuse_unready(drafted: Draft) -> None:
     from dtrain.launch.begin import refuse_unready
-    from dtrain.launch.create import create
 
     refuse_unready(drafted.launcher, drafted.job)
+
+
+def _create(drafted: Draft) -> None:
+    """Write the run's folder."""
+    from dtrain.launch.create import create
+
     create(drafted.folder, drafted.files)
 
 

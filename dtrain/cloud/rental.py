@@ -280,15 +280,15 @@ class Rental:
                 lambda words: self._say("destroying", words),
             )  # fmt: skip
         except StillBilled as error:
-            self._publish(replace(ending, code=error.exit_code, reason=f"{ending.reason}; {error.message}"))
             self._say("over", error.message)
+            self._publish(replace(ending, code=error.exit_code, reason=f"{ending.reason}; {error.message}"))
             self.survivors = error
             return
+        self._show({})
+        self._say("over", f"{ending.reason}; {self.meter.cost_words(self._standing())}")
         self._publish(ending)
         self.ledger.ended(ending.reason)
         remove_keys(self.book.run_id)
-        self._show({})
-        self._say("over", f"{ending.reason}; {self.meter.cost_words(self._standing())}")
 
     def _publish(self, ending: Ending) -> None:
         ending.write_to(self.paths.published)

@@ -107,6 +107,7 @@ class Draft:
             "launcher": self.entry.launcher,
             "files": {**{str(run / name): text for name, text in self.files.items()}, **self.rendered.files},
             "commands": [list(command) for command in self.rendered.commands],
+            "requests": [dict(request) for request in self.rendered.requests],
             "usd_per_hour": self.rendered.usd_per_hour,
             "notes": list(self.rendered.notes),
         }

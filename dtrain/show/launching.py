@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 
@@ -21,6 +22,9 @@ def print_dry_run(draft: Draft, problems: Sequence[str], console: Console) -> No
     for path, content in written.items():
         console.print(Rule(Text(f"would write {path}"), align="left", style="dim"))
         console.print(Text(content.rstrip()), soft_wrap=True)
+    for number, request in enumerate(draft.rendered.requests, 1):
+        console.print(Rule(f"would ask the provider, {number}", align="left", style="dim"))
+        console.print(Text(json.dumps(request, indent=2, ensure_ascii=False)), soft_wrap=True)
     console.print(Rule("would run", align="left", style="dim"))
     for command in draft.rendered.commands:
         console.print(Text(shlex.join(command), style="cyan"), soft_wrap=True)

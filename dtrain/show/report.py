@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from dtrain.cloud.progress import Progress
 from dtrain.errors import BadInput, DtrainError, RunFailed
 from dtrain.files import read_json
 from dtrain.launch import begin
@@ -22,6 +23,7 @@ from dtrain.launch.runlogs import last_lines
 from dtrain.launch.standing import never_began
 from dtrain.paths import RunPaths
 from dtrain.show.console import print_pairs
+from dtrain.show.rentals import stages_table
 from dtrain.units import duration, memory
 
 LOG_LINES = 25
@@ -30,6 +32,10 @@ LOG_LINES = 25
 def print_end(entry: Entry, status: Status, console: Console) -> None:
     """Whatever there is to say once a run is over."""
     paths = RunPaths(begin.folder_of(entry))
+    rental = Progress.read(paths)
+    if rental is not None:
+        console.print(stages_table(rental))
+        console.print(Text(rental.words), soft_wrap=True)
     if status.state == "done":
         _print_success(entry, paths, console)
     elif status.state == "interrupted":

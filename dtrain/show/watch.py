@@ -106,8 +106,9 @@ def _look_until_ended(
 
 
 def as_told(seen: Snapshot, status: Status) -> Snapshot:
-    """A run that waits for its machine shows why; its folder cannot know."""
-    return replace(seen, stage=status.reason) if status.state == "pending" and status.reason else seen
+    """A run that waits for its machine shows why, one that has trained what is left: its folder cannot know."""
+    knows_more = status.state == "pending" or (status.state == "running" and seen.stage == "done")
+    return replace(seen, stage=status.reason) if knows_more and status.reason else seen
 
 
 def _in_background(work: Callable[[], Any], screen: Screen) -> None:
