@@ -14,7 +14,7 @@ from dtrain.models.facts import ModelFacts
 from dtrain.planner import sparse_attention
 from dtrain.planner.batch import divisors
 from dtrain.planner.choice import Precision
-from dtrain.planner.parallel import parallel_errors
+from dtrain.planner.parallel import parallel_errors, unsharded_in_16_bits
 from dtrain.planner.positions import position_errors
 
 Offload = Literal["none", "cpu", "nvme"]
@@ -55,6 +55,7 @@ def space_of(loaded: Loaded, profile: Profile, facts: ModelFacts) -> Space:
     config = loaded.config
     errors = [*parallel_errors(loaded, facts), *_adapter_errors(loaded), *_tiling_errors(loaded, facts)]
     errors += [*sparse_attention.errors_of(loaded, facts), *position_errors(loaded, facts)]
+    errors += unsharded_in_16_bits(loaded, precision_of(loaded, profile))
     if errors:
         raise BadInputs(errors)
     return Space(

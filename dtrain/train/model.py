@@ -19,7 +19,7 @@ from dtrain.train import adapters, attention, attention_choice, recompute, rope,
 from dtrain.train.attention import UNLIMITED, Sight
 from dtrain.train.batch import flat_batch, padded_batch
 from dtrain.train.loss import LossModel
-from dtrain.train.sequence_parallel import SequenceShard
+from dtrain.train.sequence_parallel import SequenceShard, refuse_positions_by_length
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -62,6 +62,8 @@ def load_model(
     attention.register(sight)
     auto = model_class(config.model_type)
     described = read_config(config, source)
+    if choice.sequence_parallel_size > 1:
+        refuse_positions_by_length(described.get_text_config().to_dict(), choice.sequence_parallel_size)
     told: dict[str, Any] = {
         "dtype": DTYPES[choice.precision],
         "attn_implementation": implementation(described, back_end, sight),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, distributed
 
 from dtrain.errors import BadInput
+from dtrain.planner.parallel import rope_problem
 from dtrain.train.ranks import TIMEOUT, Ranks
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
@@ -62,6 +63,12 @@ def shard_of(ranks: Ranks, size: int) -> SequenceShard | None:
         for first in range(0, ranks.world, size)
     ]
     return SequenceShard(ranks.rank % size, size, groups[ranks.rank // size])
+
+
+def refuse_positions_by_length(model_config: Mapping[str, Any], size: int) -> None:
+    """Before weights are loaded: a plan from a catalogue may not have seen how a model scales its positions."""
+    if problem := rope_problem(model_config):
+        raise BadInput(problem, key="sequence_parallel_size", value=size, fix="set `sequence_parallel_size: 1`")
 
 
 class _Exchange(torch.autograd.Function):

@@ -44,6 +44,7 @@ def test_sequence_parallel_that_cannot_be(lines: tuple[str, ...], key: str, word
     [
         ((), "tensor_parallel_size", "4 key and value heads cannot be divided by 8"),
         (("zero_stage: 3",), "zero_stage", "shards what tensor parallel has cut"),
+        (("zero_stage: 0", "bf16: true"), "zero_stage", "the gradient norm would be wrong"),
         (("sequence_parallel_size: 2",), "tensor_parallel_size", "one of the two at a time"),
         (("adapter: lora",), "adapter", "adapters lie on whole layers"),
         (("optimizer: muon",), "optimizer", "whole matrices"),

@@ -108,3 +108,12 @@ def test_the_model_is_written_whole(results: dict[tuple[int, str], dict[str, Any
     transformers = pytest.importorskip("transformers")
     assert results[2, "rows sp2 saved"]["losses"]
     assert transformers.AutoModelForCausalLM.from_pretrained(home).num_parameters() > 100_000
+
+
+def test_positions_scaled_by_length_are_refused_before_weights_are_there() -> None:
+    from dtrain.errors import BadInput
+    from dtrain.train.sequence_parallel import refuse_positions_by_length
+
+    refuse_positions_by_length({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, 2)
+    with pytest.raises(BadInput, match="by the length at hand"):
+        refuse_positions_by_length({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, 2)
