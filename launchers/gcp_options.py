@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dtrain.cloud.options import TEXT, Rule
+from dtrain.cloud.options import OPTIONS, TEXT, Rule
 from dtrain.cloud.provider import NoCredentials
 
 from .rest import closed
@@ -20,7 +20,7 @@ ENDPOINT_VARIABLE = "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE"
 
 @dataclass(frozen=True)
 class GcpOptions:
-    project: str | None = None
+    project_id: str | None = None
     """Which project pays; else what the environment names."""
     network: str = "global/networks/default"
     subnetwork: str | None = None
@@ -29,16 +29,17 @@ class GcpOptions:
     """None: pd-balanced, or hyperdisk-balanced where the machine takes no other."""
 
     def project_or_refuse(self) -> str:
-        project = self.project or next((os.environ[name] for name in PROJECT_VARIABLES if os.environ.get(name)), None)
+        project = self.project_id or next((os.environ[name] for name in PROJECT_VARIABLES if os.environ.get(name)), None)
         if not project:
             raise NoCredentials(
-                "no Google Cloud project is named", key=f"launchers.{NAME}.project",
-                fix=f"export {PROJECT_VARIABLES[0]}=MY-PROJECT, or --set launchers.{NAME}.project=MY-PROJECT",
+                "no Google Cloud project is named", key=f"launchers.{NAME}.project_id",
+                fix=f"export {PROJECT_VARIABLES[0]}=MY-PROJECT, or --set launchers.{NAME}.project_id=MY-PROJECT",
             )  # fmt: skip
         return project
 
 
 OWN: dict[str, Rule] = {field.name: TEXT for field in fields(GcpOptions)}
+assert not set(OWN) & set(OPTIONS), "a name that every cloud launcher has means something else"
 
 
 def options_of(told: Mapping[str, Any]) -> GcpOptions:

@@ -44,7 +44,7 @@ def _program(
 ) -> bytes:
     left = one.asked + float(one.order["max_seconds"]) - time.time() - BEFORE_SHUTDOWN_SECONDS
     seconds = min(max(left, 0.0), float(one.order["max_seconds"]))
-    save_seconds = min(rented.options.grace_seconds + SAVE_SECONDS, seconds)
+    save_seconds = min(rented.options.grace_seconds + SAVE_SECONDS, seconds / 2)
     stop = {
         "folder": remote.machine.run_folder(rented.book.run_id), "run_id": rented.book.run_id, "at_once": False,
         "wait_seconds": 0.0,

@@ -23,18 +23,12 @@ class GcpWorld:
     server: GcpServer = field(default_factory=GcpServer)
 
     def __post_init__(self) -> None:
+        self.tripwire: Tripwire = self.server.tripwire
+        self.created: list[str] = self.server.created
         self.server.on_created = self._boot
         self.server.on_gone = self.datacenter.power_off
         self.datacenter.on_off = self.server.shut_down
         self.server.start()
-
-    @property
-    def tripwire(self) -> Tripwire:
-        return self.server.tripwire
-
-    @property
-    def created(self) -> list[str]:
-        return self.server.created
 
     @property
     def environment(self) -> dict[str, str]:
@@ -58,6 +52,7 @@ class GcpWorld:
         for machine in self.datacenter.on:
             machine.power_off()
         self.server.forget_everything()
+        self.tripwire = self.server.tripwire
 
     def close(self) -> None:
         self.server.stop()

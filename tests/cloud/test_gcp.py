@@ -32,7 +32,7 @@ def server() -> Iterator[GcpServer]:
 @pytest.fixture
 def gcp(server: GcpServer, monkeypatch: pytest.MonkeyPatch) -> Gcp:
     monkeypatch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE", f"{server.url}/compute/v1/")
-    return Gcp({"project": "my-project"})
+    return Gcp({"project_id": "my-project"})
 
 
 def order(offer: Offer = A100, **changed: Any) -> Order:

@@ -1,0 +1,122 @@
+"""Google and Lambda, the whole road for real: their APIs, a machine that boots, SSH, a run, home, gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from dtrain_launchers.gcp import GcpLauncher
+from dtrain_launchers.lambda_cloud import LambdaLauncher
+
+from dtrain.cloud.launcher import CloudLauncher
+from dtrain.errors import LauncherRefused
+from dtrain.launch.api import Handle, Job
+from dtrain.launch.ending import Ending
+from dtrain.paths import RunPaths
+from tests.cloud import lambda_world
+from tests.cloud.datacenter import Datacenter, Machine
+from tests.cloud.gcp_world import GcpWorld
+from tests.cloud.lambda_world import LambdaWorld
+from tests.cloud.leaks import Case, gc_once, kill_keeper, try_case
+from tests.launch.conftest import wait_until
+
+NewJob = Callable[..., Job]
+AnyWorld = GcpWorld | LambdaWorld
+PROVIDERS: dict[str, tuple[Callable[[Datacenter], AnyWorld], type[CloudLauncher]]] = {
+    "gcp": (GcpWorld, GcpLauncher),
+    "lambda": (LambdaWorld, LambdaLauncher),
+}
+
+
+@pytest.fixture(scope="module", params=list(PROVIDERS))
+def world(datacenter: Datacenter, request: pytest.FixtureRequest) -> Iterator[AnyWorld]:
+    made = PROVIDERS[request.param][0](datacenter)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def launcher(world: AnyWorld) -> CloudLauncher:
+    return next(launcher for kind, launcher in PROVIDERS.values() if type(world) is kind)()
+
+
+def test_the_whole_road(world: AnyWorld, launcher: CloudLauncher, cloud_job: NewJob, home: Path) -> None:
+    job = cloud_job(8)
+    handle = launcher.submit(job, launcher.render(job))
+    wait_until(lambda: launcher.status(handle).state not in ("pending", "running"), 60)
+    ending = Ending.read(RunPaths(job.folder))
+    assert ending is not None
+    assert ending.code == 0, ending
+    assert len(RunPaths(job.folder).metrics.read_text().splitlines()) == 8
+    assert (world.machines(), world.leftovers(), len(world.created)) == ([], [], 1)
+    written = [path for folder in (home, job.folder) for path in folder.rglob("*") if path.is_file()]
+    assert not [path for path in written if lambda_world.KEY.encode() in path.read_bytes()]
+
+
+def test_a_refusal_rents_nothing_and_leaves_nothing(
+    world: AnyWorld, launcher: CloudLauncher, cloud_job: NewJob
+) -> None:
+    job = cloud_job(8)
+    rendered = launcher.render(job)
+    if isinstance(world, GcpWorld):
+        world.server.fail_next.append(("ZONE_RESOURCE_POOL_EXHAUSTED", "The zone is full"))
+    else:
+        world.server.fail_next.append((400, "instance-operations/launch/insufficient-capacity", "Full"))
+    with pytest.raises(LauncherRefused, match=r"[Ff]ull"):
+        launcher.submit(job, rendered)
+    assert (world.machines(), world.leftovers(), world.created) == ([], [], [])
+
+
+CASES = {
+    "gcp": [Case("insert_firewall", "after"), Case("insert_instance", "after"), Case("delete_instance", "after")],
+    "lambda": [Case("add_key", "after"), Case("launch", "after"), Case("terminate", "after")],
+}
+"""Some of them; `python -m tests.cloud.leaks` tries all."""
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_nothing_is_left_lost_or_doubled(
+    number: int, world: AnyWorld, launcher: CloudLauncher, datacenter: Datacenter, cloud_job: NewJob
+) -> None:
+    outcome = try_case(CASES[launcher.name][number], world, datacenter, launcher, cloud_job(8), gc_once)
+    assert outcome.is_good, outcome
+    assert world.leftovers() == []
+
+
+class TestWatchdog:
+    """On a machine at Lambda, which has no end of its own for it."""
+
+    @pytest.fixture
+    def world(self, datacenter: Datacenter) -> Iterator[LambdaWorld]:
+        made = LambdaWorld(datacenter)
+        yield made
+        made.close()
+
+    def test_keeper_and_client_are_dead_and_the_machine_ends_itself(
+        self, world: LambdaWorld, cloud_job: NewJob, datacenter: Datacenter
+    ) -> None:
+        """The run is asked to save, and does, before Lambda is asked for the end."""
+        options = {"max_hours": 80 / 3600, "grace_seconds": 1}
+        job = cloud_job(100_000, options=options, plan={"billed_hours": 0.001})
+        machine = self.running(job, datacenter)
+        kill_keeper(RunPaths(job.folder))
+        wait_until(lambda: world.server.sent("POST", "/terminate"), 60)
+        assert "asked to save: code 0" in machine.run("cat", "/dev/shm/dtrain-watchdog.log")
+        assert machine.run("sh", "-c", "cat /opt/dtrain/runs/*/dtrain/exit.json").count('"code": 75') == 1
+        LambdaLauncher().kill(Handle("lambda", job.run_id, str(job.folder)))
+        assert (world.machines(), world.leftovers()) == ([], [])
+
+    def test_who_does_not_want_it_has_none(self, world: LambdaWorld, cloud_job: NewJob, datacenter: Datacenter) -> None:
+        job = cloud_job(100_000, options={"watchdog": False})
+        machine = self.running(job, datacenter)
+        assert "watchdog" not in machine.run("ls", "-a", "/dev/shm")
+        LambdaLauncher().kill(Handle("lambda", job.run_id, str(job.folder)))
+        assert world.machines() == []
+
+    def running(self, job: Job, datacenter: Datacenter) -> Machine:
+        launcher = LambdaLauncher()
+        handle = launcher.submit(job, launcher.render(job))
+        wait_until(lambda: launcher.status(handle).state == "running", 60)
+        [machine] = datacenter.on
+        return machine
