@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dtrain.config.load import as_yaml
 from dtrain.launch.api import Job
 from dtrain.launch.ending import DONE, FAILED, INTERRUPTED, Ending, put_aside
 from dtrain.launch.spec import LaunchSpec, spec_for, with_python
@@ -27,6 +26,8 @@ def member(job: Job, seed: int) -> Job:
 
 def member_files(job: Job, seed: int, spec: LaunchSpec, python: str) -> dict[str, str]:
     """What a worker needs, for one member: path → content. `spec` says what is the same for all."""
+    from dtrain.config.load import as_yaml  # only a launch needs the whole schema
+
     one = member(job, seed)
     paths = RunPaths(one.folder)
     own = with_python(spec_for(one, grace_seconds=spec.grace_seconds, env=spec.env), python)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.slurm.cluster import Cluster, run
-from tests.ssh.hosts import Host, new_key
+from tests.ssh.hosts import Host, full_disk, new_key
 
 NAME = "slurmlogin"
 Login = Host
@@ -20,7 +20,11 @@ def a_login_node(cluster: Cluster, folder: Path) -> Iterator[Login]:
     Path("/run/sshd").mkdir(exist_ok=True)
     address = f"{cluster.network}.10"
     _remove()
+    disks = ExitStack()
     try:
+        disks.enter_context(
+            full_disk(cluster.base / "full disk")
+        )  # before its processes get a file system of their own
         _network(cluster, address)
         new_key(folder / "host_key")
         environment = f"SetEnv SLURM_CONF={cluster.base / 'slurm.conf'}\n"
@@ -32,6 +36,7 @@ def a_login_node(cluster: Cluster, folder: Path) -> Iterator[Login]:
             login.power_off()
     finally:
         _remove()
+        disks.close()
 
 
 def _network(cluster: Cluster, address: str) -> None:

@@ -1,52 +1,45 @@
-"""Faults at one call of a client: before it reaches the machine, or after it did and before the answer came back."""
+"""Faults at one call over SSH: at the line itself, so that whatever tries again above it is tried too."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from dtrain.errors import Unreachable
-from dtrain.launch.machine import Remote
+from dtrain.launch.tunnel import Answer, Tunnel
+from tests.launch.fault_table import Injected
 
-Kind = Callable[[], None]
+
+def faulty_tunnel(fault: Injected, patch: pytest.MonkeyPatch) -> None:
+    """Every line of this process has the fault at its call."""
+    run, files = Tunnel.run, Tunnel.files
+
+    def ran(tunnel: Tunnel, command: Sequence[str], *rest: Any) -> Answer:
+        answer: Answer = fault.at(called(command), lambda: run(tunnel, command, *rest), cut, cut)
+        return answer
+
+    @contextmanager
+    def opened(tunnel: Tunnel) -> Iterator[Any]:
+        fault.at("sftp", lambda: None, cut, cut)
+        with files(tunnel) as sftp:
+            yield sftp
+
+    patch.setattr(Tunnel, "run", ran)
+    patch.setattr(Tunnel, "files", opened)
 
 
-def lost() -> None:
-    """The line is cut."""
+def cut() -> Any:
     raise Unreachable("the line was cut by the test")
 
 
-def killed() -> None:
-    """The client dies at this instruction, without a chance to clean up."""
-    os._exit(137)
-
-
-class FaultAt:
-    """Wraps what is asked of an agent; `asked` is the log of what was, `hit` whether the fault was reached."""
-
-    def __init__(self, verb: str, when: str, fault: Kind) -> None:
-        self.verb = verb
-        self.when = when
-        self.fault = fault
-        self.asked: list[str] = []
-        self.hit = False
-        self.plain = Remote.ask
-
-    def arm(self, monkeypatch: pytest.MonkeyPatch) -> FaultAt:
-        monkeypatch.setattr(Remote, "ask", lambda remote, verb, *rest: self.ask(remote, verb, *rest))
-        return self
-
-    def ask(self, remote: Remote, verb: str, told: Mapping[str, Any], *rest: Any) -> dict[str, Any]:
-        self.asked.append(verb)
-        strikes = verb == self.verb and not self.hit
-        if strikes and self.when == "before":
-            self.hit = True
-            self.fault()
-        answer = self.plain(remote, verb, told, *rest)
-        if strikes:
-            self.hit = True
-            self.fault()
-        return answer
+def called(command: Sequence[str]) -> str:
+    """What a command asks for: the agent's verb, the relay's, or the module."""
+    words = list(command)
+    module = next((place for place, word in enumerate(words) if word.startswith("dtrain.launch.")), None)
+    if module is None:
+        return "probe"
+    name, verb = words[module].rpartition(".")[2], words[module + 1 :]
+    return {"agent": "".join(verb), "relay": f"relay {''.join(verb)}"}.get(name, name)

@@ -10,6 +10,8 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +40,18 @@ def why_not() -> str | None:
     return None
 
 
+@contextmanager
+def full_disk(folder: Path) -> Iterator[Path]:
+    """A file system without a free byte, for as long as the context lasts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)], check=True)
+    try:
+        (folder / "filler").write_bytes(bytes(16 << 10))
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
 def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 
@@ -64,6 +78,8 @@ class Host:
     key: Path
     namespace: str | None
     link: str = ""
+    full_disk: Path | None = None
+    """A folder of it that takes no byte."""
     more: str = ""
     """Lines of sshd's configuration."""
     init: subprocess.Popen[bytes] | None = field(default=None, repr=False)
@@ -157,8 +173,10 @@ class Network:
         self.subnet = f"10.{120 + number % 100}.{number // 100 % 250}"
         self.hosts: list[Host] = []
         self.namespaces = self._bridged()
+        self.disks = ExitStack()
+        full = self.disks.enter_context(full_disk(folder / "full disk"))  # before hosts get file systems of their own
         for place in range(count):
-            self.hosts.append(self._host(place))
+            self.hosts.append(self._host(place, full))
         for host in self.hosts:
             host.up()
 
@@ -171,12 +189,12 @@ class Network:
         ip("link", "set", self.bridge, "up")
         return True
 
-    def _host(self, place: int) -> Host:
+    def _host(self, place: int, full: Path) -> Host:
         folder = self.folder / f"host{place}"
         folder.mkdir()
         new_key(folder / "host_key")
         if not self.namespaces:
-            return Host(folder, "127.0.0.1", free_port(), self.key, None)
+            return Host(folder, "127.0.0.1", free_port(), self.key, None, full_disk=full)
         name, link, address = f"{self.bridge}n{place}", f"{self.bridge}v{place}", f"{self.subnet}.{11 + place}"
         ip("netns", "add", name)
         ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
@@ -184,7 +202,7 @@ class Network:
         ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
         ip("-n", name, "link", "set", "eth0", "up")
         ip("-n", name, "link", "set", "lo", "up")
-        return Host(folder, address, 22, self.key, name, link)
+        return Host(folder, address, 22, self.key, name, link, full)
 
     def close(self) -> None:
         for host in self.hosts:
@@ -193,3 +211,4 @@ class Network:
                 ip("netns", "del", host.namespace)
         if self.namespaces:
             ip("link", "del", self.bridge)
+        self.disks.close()

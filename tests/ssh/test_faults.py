@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -14,14 +12,14 @@ from typing import Any
 import pytest
 from dtrain_launchers.ssh import SshLauncher
 
-from dtrain.errors import LauncherRefused, Unreachable
+from dtrain.errors import LauncherRefused
 from dtrain.launch.api import Handle, Job
 from dtrain.launch.ending import put_aside
 from dtrain.launch.process import every_process, processes_of_run
 from dtrain.launch.tunnel import known_hosts
 from dtrain.paths import RunPaths
 from tests.launch.conftest import is_training, left_over, wait_until
-from tests.ssh.faults import FaultAt, killed, lost
+from tests.launch.lives import read, supervisors
 from tests.ssh.hosts import Host
 
 NewJob = Callable[..., Job]
@@ -39,100 +37,9 @@ def submitted(launcher: SshLauncher, job: Job) -> Handle:
     return handle
 
 
-def found_again(job: Job) -> Handle:
-    """What a later client has of a run whose client died before it had a handle."""
-    return Handle("ssh", job.run_id, str(job.folder))
-
-
 def training(launcher: SshLauncher, handle: Handle) -> bool:
     launcher.status(handle)
     return is_training(RunPaths(Path(handle.folder)))
-
-
-def supervisors(run_id: str) -> int:
-    """How many live supervisors the run has, wherever they are; each has a guard, a fork of it."""
-    mine = {one.pid: one for one in every_process() if _is_supervisor(one.pid, run_id)}
-    return sum(one.parent not in mine for one in mine.values())
-
-
-def _is_supervisor(pid: int, run_id: str) -> bool:
-    line = _read(Path("/proc") / str(pid) / "cmdline")
-    return run_id.encode() in line and b"launch.supervise" in line
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
-
-
-@pytest.mark.parametrize("verb", ["hello", "place"])
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_line_cut_before_the_start_is_a_refusal_and_nothing_runs(
-    launcher: SshLauncher, ssh_job: NewJob, monkeypatch: pytest.MonkeyPatch, verb: str, when: str
-) -> None:
-    job = ssh_job(LONG)
-    fault = FaultAt(verb, when, lost).arm(monkeypatch)
-    with pytest.raises(LauncherRefused, match="cut by the test"):
-        submitted(launcher, job)
-    assert fault.hit
-    assert left_over(job.run_id) == []
-    assert launcher.status(found_again(job)).state == "lost"
-
-
-def test_a_start_whose_answer_is_lost_is_no_refusal_and_the_run_is_found(
-    launcher: SshLauncher, ssh_job: NewJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = ssh_job(LONG)
-    fault = FaultAt("start", "after", lost).arm(monkeypatch)
-    with pytest.raises(Unreachable):
-        submitted(launcher, job)
-    assert fault.hit
-    handle = found_again(job)
-    wait_until(lambda: training(launcher, handle), 30)
-    assert submitted(launcher, job).run_id == job.run_id  # a second try finds the first one's run
-    assert supervisors(job.run_id) == 1
-    launcher.cancel(handle)
-    assert launcher.status(handle).state == "interrupted"
-    assert left_over(job.run_id) == []
-
-
-@pytest.mark.parametrize(
-    ("verb", "when", "runs"), [("place", "after", False), ("start", "before", False), ("start", "after", True)]
-)
-def test_a_client_killed_between_intent_and_handle(
-    launcher: SshLauncher, ssh_job: NewJob, monkeypatch: pytest.MonkeyPatch, verb: str, when: str, runs: bool
-) -> None:
-    job = ssh_job(LONG)
-    child = os.fork()
-    if child == 0:
-        FaultAt(verb, when, killed).arm(monkeypatch)
-        submitted(SshLauncher(), job)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 137  # it reached the point
-    handle = found_again(job)
-    assert launcher.status(handle).state == ("running" if runs else "lost")
-    again = submitted(launcher, job)
-    wait_until(lambda: training(launcher, again), 30)
-    assert supervisors(job.run_id) == 1
-    launcher.cancel(again)
-    assert left_over(job.run_id) == []
-
-
-def test_a_stop_whose_answer_is_lost_is_asked_again(
-    launcher: SshLauncher, ssh_job: NewJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handle = submitted(launcher, ssh_job(LONG))
-    wait_until(lambda: training(launcher, handle), 30)
-    fault = FaultAt("stop", "after", lost).arm(monkeypatch)
-    with pytest.raises(Unreachable):
-        launcher.cancel(handle)
-    launcher.cancel(handle)
-    launcher.cancel(handle)
-    assert fault.asked.count("stop") == 1 or fault.hit
-    assert launcher.status(handle).state == "interrupted"
-    assert left_over(handle.run_id) == []
 
 
 def test_a_refused_connection_is_told_at_check_and_starts_nothing(
@@ -268,25 +175,6 @@ def test_a_pinned_key_counts_alone(
     assert "CHANGED" in problem
 
 
-def test_a_full_disk_is_refused_and_leaves_nothing_running(
-    launcher: SshLauncher, ssh_job: NewJob, hosts: list[Host], options: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(small)], check=True)
-    try:
-        hosts[0].power_off()  # its processes see the mount only when they start after it
-        hosts[0].up()
-        told = options(hosts[0])
-        told["hosts"][0]["base"] = str(small)
-        job = ssh_job(LONG, options=told, config={"chat_template_jinja": "x" * 40_000})
-        with pytest.raises(LauncherRefused, match="No space left"):
-            submitted(launcher, job)
-    finally:
-        subprocess.run(["umount", "-l", str(small)], check=True)
-    assert left_over(job.run_id) == []
-
-
 def test_secrets_are_in_no_file_and_no_command_line(
     launcher: SshLauncher, ssh_job: NewJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -296,9 +184,9 @@ def test_secrets_are_in_no_file_and_no_command_line(
     handle = submitted(launcher, job)
     wait_until(lambda: training(launcher, handle), 30)
     environments = [(Path("/proc") / str(one.pid) / "environ") for one in processes_of_run(job.run_id)]
-    assert any(b"WANDB_API_KEY=a-secret-of-the-test" in _read(path) for path in environments)
-    assert not any(b"a-secret" in _read(Path("/proc") / str(one.pid) / "cmdline") for one in every_process())
+    assert any(b"WANDB_API_KEY=a-secret-of-the-test" in read(path) for path in environments)
+    assert not any(b"a-secret" in read(Path("/proc") / str(one.pid) / "cmdline") for one in every_process())
     files = [path for path in [*tmp_path.rglob("*"), *Path("/dev/shm").glob(".dtrain-*")] if path.is_file()]
     assert files
-    assert not [path for path in files if b"a-secret-of-the-test" in _read(path)]
+    assert not [path for path in files if b"a-secret-of-the-test" in read(path)]
     launcher.cancel(handle)
