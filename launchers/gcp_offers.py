@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dtrain.cloud.listed import listed_offers
+from dtrain.cloud.listed import listed_cards, listed_offers
 from dtrain.cloud.provider import Need, NoSuchMachine, Offer
 
 from .gcp_options import NAME
@@ -20,10 +20,9 @@ def machines(need: Need) -> list[Offer]:
     listed = listed_offers(NAME, need, not_these=() if need.spot else ONLY_SPOT)
     if not listed:
         raise NoSuchMachine(
-            f"Google has no machine with {need.gpus} × {need.gpu}",
-            key="--on gcp",
-            fix="another profile, or another provider",
-        )
+            f"Google has no machine with {need.gpus} × {need.gpu}; the table has {', '.join(listed_cards(NAME))}",
+            key="--on gcp", fix="another profile, or another provider",
+        )  # fmt: skip
     return listed
 
 

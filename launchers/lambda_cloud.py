@@ -41,6 +41,7 @@ _CARDS = (
 IMAGE = "lambda-stack-24-04"
 """Ubuntu 24.04, whose Python is 3.12, with NVIDIA's driver: a family of GET /api/v1/images."""
 KEYS = "/api/v1/ssh-keys"
+TYPES = "/api/v1/instance-types"
 TERMINATE = "/api/v1/instance-operations/terminate"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NAME = re.compile(r"dtrain-(?P<run>.+)-n(?P<node>\d+)-a(?P<attempt>\d+)")
@@ -63,12 +64,17 @@ class Lambda:
             raise API.error(NoSuchMachine, "Lambda rents no spot machines: launch without spot")
         if need.nodes > 1:
             raise API.error(NoSuchMachine, "Lambda rents no machines that are joined by a network: take one node")
-        types = _fitting(self._api.ask("GET", "/api/v1/instance-types"), need)
+        types = _fitting(self._api.ask("GET", TYPES), need)
         found = [offer for told in types for offer in _offers(told, need)]
         wanted = [offer for offer in found if not need.regions or offer.region in need.regions]
         if not wanted:
             raise API.error(NoCapacity, _no_room(types, [offer.region for offer in found], need))
         return sorted(wanted, key=lambda offer: (offer.usd_per_hour, offer.region))
+
+    def all_offers(self) -> Sequence[Offer]:
+        """Every type with a card of the catalogue, with or without room now."""
+        kinds = [told["instance_type"] for told in self._api.ask("GET", TYPES).values()]
+        return [_offer(kind, "", card) for kind in kinds if (card := _card(kind)) is not None]
 
     def requests(self, order: Order) -> Sequence[Mapping[str, Any]]:
         return [
@@ -189,14 +195,15 @@ def _card(kind: Mapping[str, Any]) -> str | None:
 
 
 def _offers(told: Mapping[str, Any], need: Need) -> list[Offer]:
-    kind = told["instance_type"]
-    return [
-        Offer(
-            NAME, region["name"], kind["name"], need.gpu, kind["specs"]["gpus"], kind["price_cents_per_hour"] / 100,
-            priced_on="live", price_source="Lambda's API", capacity=True,
-        )
-        for region in told["regions_with_capacity_available"]
-    ]  # fmt: skip
+    regions = [region["name"] for region in told["regions_with_capacity_available"]]
+    return [_offer(told["instance_type"], region, need.gpu) for region in regions]
+
+
+def _offer(kind: Mapping[str, Any], region: str, card: str) -> Offer:
+    return Offer(
+        NAME, region, kind["name"], card, kind["specs"]["gpus"], kind["price_cents_per_hour"] / 100,
+        priced_on="live", price_source="Lambda's API", capacity=True if region else None,
+    )  # fmt: skip
 
 
 def _no_room(types: Sequence[Mapping[str, Any]], regions: Sequence[str], need: Need) -> str:

@@ -22,6 +22,12 @@ def listed_offers(provider: str, need: Need, not_these: Collection[str] = ()) ->
     return sorted(offers, key=lambda offer: offer.usd_per_hour)
 
 
+def listed_cards(provider: str) -> list[str]:
+    """`8 × h100`: what the table knows of the provider."""
+    rows = sorted({(row.gpu, row.gpus) for row in prices() if row.provider == provider})
+    return [f"{count} × {gpu}" for gpu, count in rows]
+
+
 def _fits_kind(row: Price, need: Need) -> bool:
     return row.kind == ("spot" if need.spot else "on-demand")
 

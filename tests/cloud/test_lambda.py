@@ -234,6 +234,13 @@ def test_what_lambda_does_not_have(cloud: Lambda, need: Need, kind: type[api.Pro
     assert says in str(caught.value)
 
 
+def test_all_prices_in_one_request(cloud: Lambda, server: LambdaServer) -> None:
+    told = {(offer.machine, offer.gpu, offer.usd_per_hour) for offer in cloud.all_offers()}
+    assert len(server.log) == 1
+    assert ("gpu_8x_a100_80gb_sxm4", "a100-80gb", 22.32) in told
+    assert "gpu_1x_a10" not in {machine for machine, _, _ in told}, "a card that the catalogue does not have"
+
+
 def test_a_region_without_room_is_told_with_those_that_have_it(cloud: Lambda) -> None:
     with pytest.raises(api.NoCapacity, match="gpu_8x_h100_sxm5 in us-west-1 now; there is in us-south-1"):
         cloud.offers(Need("h100", 8, regions=("us-west-1",)))
