@@ -166,7 +166,7 @@ def decide_layout(
     allowed = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}[dtype]
     name = type(run.model).__name__
     flat = self_test(run, forward, "flat", device, shard) if _replaceable(type(run.model)) else math.inf
-    if flat <= allowed:
+    if flat <= allowed and leak(run, forward, device, shard) <= LEAK:
         return "flat"
     if shard is not None:
         raise BadInput(
@@ -195,18 +195,22 @@ def _replaceable(model: Any) -> bool:
 
 
 class _TwoDocuments:
-    """Rows of the self-test: two short documents of real token ids, all of them trained."""
+    """Rows of the self-test: two short documents of real token ids, all of them trained, or only the second."""
 
-    def __init__(self, vocab_size: int) -> None:
-        generator = np.random.default_rng(0)
-        self._ids = [generator.integers(0, vocab_size, size=length).astype(np.int32) for length in (11, 19)]
+    def __init__(self, vocab_size: int, first: int = 0, trained: int = 2) -> None:
         self.lengths = np.array([11, 19], dtype=np.int32)
-        self.trained = self.lengths - 1
+        draws = (np.random.default_rng(seed) for seed in (first, 99))
+        self._ids = [
+            draw.integers(0, vocab_size, size=length).astype(np.int32)
+            for draw, length in zip(draws, self.lengths, strict=True)
+        ]
+        self._trained = range(2 - trained, 2)
 
     def ids(self, row: int) -> Any:
         return self._ids[row]
 
-    labels = ids
+    def labels(self, row: int) -> Any:
+        return self._ids[row] if row in self._trained else np.full_like(self._ids[row], -100)
 
     def __len__(self) -> int:
         return 2
@@ -234,5 +238,26 @@ def self_test(
             ids = torch.from_numpy(rows.ids(row).astype(np.int64)).to(device)[None]
             logits = run.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
             alone += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
-    off = abs(together - alone) / max(abs(alone), 1e-9)
+    return _off(together, alone)
+
+
+LEAK = 2e-5
+"""Least change that tells of a leak: kept apart, documents change nothing in each other, in any precision; where they
+see each other, losses of small random models moved by 4e-4 to 8e-3, in bf16 too."""
+
+
+def leak(run: LossModel, forward: nn.Module, device: torch.device, shard: SequenceShard | None = None) -> float:
+    """How far (relative) a document's loss moves when the tokens of the document before it in the row are others."""
+    vocab_size, losses = run.model.config.get_text_config().vocab_size, []
+    with adapters.evaluating(forward):
+        for first in (0, 1):
+            rows: Any = _TwoDocuments(vocab_size, first, trained=1)
+            loss = forward(flat_batch(rows, [(0, 1)], device, shard=shard))
+            losses.append((loss if shard is None else shard.total(loss)).item())
+    return _off(*losses)
+
+
+def _off(one: float, other: float) -> float:
+    """Relative difference; infinite where one is no number."""
+    off = abs(one - other) / max(abs(other), 1e-9)
     return off if math.isfinite(off) else math.inf

@@ -12,7 +12,7 @@ from dtrain.config.schema import Config
 from dtrain.errors import BadInput
 from dtrain.train import attention, attention_choice
 from dtrain.train.loss import LossModel
-from dtrain.train.model import decide_layout, implementation, self_test
+from dtrain.train.model import LEAK, decide_layout, implementation, leak, self_test
 
 LENGTHS = (5, 1, 17, 9)
 
@@ -101,6 +101,7 @@ def test_two_documents_in_one_row_have_the_loss_each_has_alone(family: str) -> N
     run = LossModel(model)
     assert self_test(run, run, "flat", torch.device("cpu")) < 1e-4
     assert self_test(run, run, "padded", torch.device("cpu")) < 1e-4
+    assert leak(run, run, torch.device("cpu")) < LEAK / 10
 
 
 def config(**said: Any) -> Config:
@@ -127,6 +128,12 @@ def test_the_self_test_catches_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     transformers.AttentionInterface.register(attention.SDPA, leaks)
     try:
         assert self_test(run, run, "flat", torch.device("cpu")) > 1e-3
+        assert leak(run, run, torch.device("cpu")) > 10 * LEAK
+        with torch.no_grad():  # of the usual size again, and in bf16, where the losses alone are too coarse to tell
+            for parameter in model.bfloat16().parameters():
+                parameter.div_(5)
+        assert leak(run, run, torch.device("cpu")) > 5 * LEAK
+        assert self_test(run, run, "flat", torch.device("cpu")) < 2e-2
         with pytest.raises(BadInput, match="self-test"):
             decide_layout(run, run, config(sample_packing=True), torch.device("cpu"), torch.float32)
     finally:

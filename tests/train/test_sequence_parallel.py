@@ -54,7 +54,7 @@ def cases(world: int, home: Path) -> list[Case]:
             case("lora sp2 zero3", 2, 2, 3, **KINDS["lora"]),
             case("qlora sp2 zero2", 2, 2, 2, **KINDS["qlora"]),
             case("rows sp2 saved", 2, 2, 2, eval_every=2, **kept),
-            case("leaks", 2, 2, 2, leaks=True),
+            case("leaks", 2, 2, 2, leaks=True, precision="bf16"),
         ]
     return [
         *every_stage,
