@@ -22,7 +22,7 @@ from dtrain.cloud.provider import (
 
 from .gcp_answer import instance_of, operation_error
 from .gcp_client import Compute
-from .gcp_offers import machines
+from .gcp_offers import PRICED_REGION, machines
 from .gcp_options import NAME, OWN, endpoint, options_of
 from .gcp_request import Call, calls, region_of, run_tag
 
@@ -46,7 +46,7 @@ class Gcp:
                 f"no zone of {', '.join(need.regions) or 'this project'} has {' or '.join(c.machine for c in choices)}",
                 key="--on gcp", fix="name another region, or none",
             )  # fmt: skip
-        return sorted(found, key=lambda offer: offer.usd_per_hour)
+        return sorted(found, key=lambda offer: (offer.usd_per_hour, offer.region != PRICED_REGION))
 
     def requests(self, order: Order) -> Sequence[Mapping[str, Any]]:
         return [call.as_json() for call in self._calls(order)]

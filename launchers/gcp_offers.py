@@ -7,6 +7,8 @@ from dtrain.cloud.provider import Need, NoSuchMachine, Offer
 
 from .gcp_options import NAME
 
+PRICED_REGION = "us-central1"
+"""Whose prices the table holds; offered first."""
 ONLY_SPOT = {"a3-highgpu-1g", "a3-highgpu-2g", "a3-highgpu-4g"}
 """Sold as spot or flex-start only (Compute Engine, accelerator-optimized machines)."""
 CPU_MACHINE, CPU_USD_PER_HOUR = "e2-standard-4", 0.134
@@ -14,7 +16,7 @@ CPU_MACHINE, CPU_USD_PER_HOUR = "e2-standard-4", 0.134
 
 
 def machines(need: Need) -> list[Offer]:
-    """Offers without a place, the cheapest first. The prices are those of us-central1."""
+    """Offers without a place, the cheapest first. The prices are those of PRICED_REGION."""
     if need.gpu == "cpu":
         return [_cpu(need)]
     listed = listed_offers(NAME, need, not_these=() if need.spot else ONLY_SPOT)

@@ -36,7 +36,8 @@ class Choice:
         refused = [(one.provider, one.region, one.zone, one.machine) for one, _ in self._refused]
         left = [
             one for one in fits
-            if (one.provider, one.region, one.zone, one.machine) not in refused and _is_near(one, beside)
+            if (one.provider, one.region, one.zone, one.machine) not in refused
+            and _is_near(one, beside) and self._may_follow(one)
         ]  # fmt: skip
         if not left and self._refused:
             raise self._refused[-1][1]
@@ -48,12 +49,18 @@ class Choice:
         return min(left, key=lambda one: ((one.provider, one.region, one.machine) in self._bad, one.usd_per_hour))
 
     def refuse(self, offer: Offer, error: ProviderError) -> None:
-        """Another offer may be tried with --anywhere; else the refusal is the run's."""
+        """Another offer may be tried: of the region's next zone, with --anywhere any; else the refusal is the run's."""
         self._refused.append((offer, error))
-        if not (error.elsewhere and self.options.anywhere):
-            if error.elsewhere:
-                error.fix = f"{error.fix}; or --anywhere: the next cheapest region" if error.fix else "--anywhere"
+        if not error.elsewhere:
             raise error
+        if not self.options.anywhere:
+            error.fix = f"{error.fix}; or --anywhere: the next cheapest region" if error.fix else "--anywhere"
+
+    def _may_follow(self, one: Offer) -> bool:
+        if self.options.anywhere or not self._refused:
+            return True
+        last = self._refused[-1][0]
+        return (one.provider, one.region, one.machine) == (last.provider, last.region, last.machine)
 
     def note_bad(self, instance: Instance) -> None:
         self._bad.add((instance.provider, instance.region, instance.machine))

@@ -68,6 +68,20 @@ def test_a_refusal_rents_nothing_and_leaves_nothing(
     assert (world.machines(), world.leftovers(), world.created) == ([], [], [])
 
 
+def test_a_full_zone_sends_the_run_to_the_next_zone_of_its_region(
+    datacenter: Datacenter, cloud_job: NewJob, world: AnyWorld, launcher: CloudLauncher
+) -> None:
+    if not isinstance(world, GcpWorld):
+        pytest.skip("Lambda has regions only")
+    job = cloud_job(2, options={"regions": ["us-central1"]})
+    world.server.fail_next.append(("ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", "The zone is full"))
+    handle = launcher.submit(job, launcher.render(job))
+    wait_until(lambda: launcher.status(handle).state not in ("pending", "running"), 60)
+    asked = [one.path.split("/")[-2] for one in world.server.sent("POST", "/instances$")]
+    assert asked == ["us-central1-a", "us-central1-b"]
+    assert (world.machines(), world.leftovers(), len(world.created)) == ([], [], 1)
+
+
 CASES = {
     "gcp": [Case("insert_firewall", "after"), Case("insert_instance", "after"), Case("delete_instance", "after")],
     "lambda": [Case("add_key", "after"), Case("launch", "after"), Case("terminate", "after")],
