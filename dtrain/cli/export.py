@@ -43,10 +43,10 @@ def command(run: str, folder: Path | None, step: int | None, merge: bool, as_jso
 
 def _exported(run: str, folder: Path | None, step: int | None, merge: bool) -> tuple[Path, int]:
     """The folder that was written, and of which step."""
-    from dtrain.cli.model_folder import config_of, holds_model
+    from dtrain.cli.model_folder import config_of, export_folder, holds_model
     from dtrain.launch import registry
     from dtrain.train import adapters, checkpoint
-    from dtrain.train.export import export_checkpoint
+    from dtrain.train.export_checkpoint import Source, export_checkpoint
 
     paths = RunPaths(Path(registry.find(run).folder))
     config = config_of(paths.output)
@@ -58,15 +58,15 @@ def _exported(run: str, folder: Path | None, step: int | None, merge: bool) -> t
         raise BadInput("there is no such checkpoint", file=str(paths.checkpoints), value=step, allowed=there)
     if merge and config.adapter is None:
         raise BadInput("this run trained no adapter: there is nothing to merge", key="--merge", fix="leave --merge out")
-    out = folder or paths.output / f"{'merged' if merge else 'export'}-{found.step}"
+    out = folder or export_folder(paths.output, found.step, merge)
     if holds_model(out):
         raise BadInput("there is a model in this folder", file=str(out), fix="name another folder")
-    precision = read_json(paths.plan)["choice"]["precision"]
-    tokenizer = Path(read_json(paths.data)["tokenizer"])
+    precision, data = read_json(paths.plan)["choice"]["precision"], read_json(paths.data)
+    source = Source(found.folder, config, precision, Path(data["tokenizer"]), data.get("stop_tokens", ()))
     if merge:
         with tempfile.TemporaryDirectory() as beside:
-            export_checkpoint(found.folder, config, precision, tokenizer, Path(beside))
+            export_checkpoint(source, Path(beside))
             adapters.merge(Path(beside), out)
     else:
-        export_checkpoint(found.folder, config, precision, tokenizer, out)
+        export_checkpoint(source, out)
     return out, found.step

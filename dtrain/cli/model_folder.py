@@ -12,13 +12,16 @@ from dtrain.paths import RunPaths
 
 
 def find_model(said: str) -> Path:
-    """The model folder of a run (id, name or folder), or any folder that holds a Hugging Face model."""
+    """The model folder of a run (id, name or folder): what it trained, else what `dtrain export` last wrote of it; or
+    any folder that holds a Hugging Face model."""
     try:
         folder = Path(registry.find(said).folder)
     except BadInput:  # no run of this name: a model folder from elsewhere
         if not holds_model(Path(said)):
             raise
         folder = Path(said)
+    if not holds_model(folder):
+        folder = newest_export(folder) or folder
     if not holds_model(folder):
         raise BadInput(
             "there is no model here yet", file=str(folder), value=said,
@@ -33,7 +36,23 @@ def holds_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
+def export_folder(run: Path, step: int, merged: bool) -> Path:
+    """Where an export goes that names no folder."""
+    return run / f"{'merged' if merged else 'export'}-{step}"
+
+
+def newest_export(run: Path) -> Path | None:
+    """Of the latest step that was exported beside the run."""
+    found = [one for kind in ("export", "merged") for one in run.glob(f"{kind}-*") if holds_model(one)]
+    return max(
+        found, key=lambda one: int(tail) if (tail := one.name.rpartition("-")[2]).isdigit() else -1, default=None
+    )
+
+
 def config_of(folder: Path) -> Config | None:
-    """The config of the run that made this model; None for a model from elsewhere."""
-    file = RunPaths.of(folder).config
-    return load(file).config if file.is_file() else None
+    """The config of the run that made this model, also where it is an export beside it; None for one from elsewhere."""
+    for place in (folder, folder.parent):
+        file = RunPaths.of(place).config
+        if file.is_file():
+            return load(file).config
+    return None

@@ -10,14 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dtrain.config.schema import Config
 from dtrain.errors import RunFailed
 from dtrain.files import sync_file, sync_folder
 from dtrain.train import adapters
 from dtrain.train.loss import LossModel
-from dtrain.train.model import DTYPES, read_config
 from dtrain.train.ranks import Ranks
-from dtrain.train.state_files import stored_in, whole_parameter
 from dtrain.train.tensor_parallel import part_of
 
 
@@ -64,29 +61,6 @@ def export(loss_model: LossModel, tokenizer: Any, folder: Path, ranks: Ranks, st
         beside.rmdir()
         sync_folder(folder)
     ranks.wait()
-
-
-def export_checkpoint(folder: Path, config: Config, precision: str, tokenizer_folder: Path, out: Path) -> None:
-    """Write the model a checkpoint holds into `out`, on this machine's CPU, without any rank or engine."""
-    import transformers
-
-    stored = stored_in(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder)
-    described = read_config(config, config.base_model)
-    described.vocab_size = max(described.get_text_config().vocab_size, len(tokenizer))
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(described, dtype=DTYPES[precision])
-        if config.adapter is not None:
-            adapters.add(model, config, checkpointed=False)
-    weights = {
-        name: whole_parameter(stored, name, parameter.shape).to(parameter.dtype)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out, state_dict=weights)
-    tokenizer.save_pretrained(out)
-    verify(out, weights, type(model))
 
 
 def verify(folder: Path, weights: dict[str, Tensor], model_class: type[Any]) -> None:
