@@ -29,7 +29,9 @@ class GcpOptions:
     """None: pd-balanced, or hyperdisk-balanced where the machine takes no other."""
 
     def project_or_refuse(self) -> str:
-        project = self.project_id or next((os.environ[name] for name in PROJECT_VARIABLES if os.environ.get(name)), None)
+        project = self.project_id or next(
+            (os.environ[name] for name in PROJECT_VARIABLES if os.environ.get(name)), None
+        )
         if not project:
             raise NoCredentials(
                 "no Google Cloud project is named", key=f"launchers.{NAME}.project_id",
