@@ -12,7 +12,6 @@ from dtrain.units import dollars, duration
 
 SALVAGE_SHARE, SALVAGE_SECONDS = 0.1, 900.0
 """Before the limit, to save a checkpoint and bring it home: a tenth of it, a quarter of an hour at most."""
-LEAST_SECONDS = 60.0
 
 
 class Meter:
@@ -32,18 +31,26 @@ class Meter:
 
     def remaining_seconds(self, offer: Offer) -> float:
         """For the dead-man switch of a machine that is ordered now."""
-        return max(LEAST_SECONDS, self.limit_seconds - self.passed_seconds)
+        return max(1.0, self.limit_seconds - self.passed_seconds)
+
+    def seconds_to_stop(self) -> float:
+        """Until the run must save, so that there is time to bring it home before the limit."""
+        margin = min(SALVAGE_SECONDS, SALVAGE_SHARE * self.limit_seconds)
+        return max(0.0, self.limit_seconds - margin - self.passed_seconds)
 
     def is_nearly_over(self) -> bool:
-        margin = min(SALVAGE_SECONDS, SALVAGE_SHARE * self.limit_seconds)
-        return self.passed_seconds > self.limit_seconds - margin
+        return self.seconds_to_stop() <= 0
 
     def is_over(self) -> bool:
         return self.passed_seconds > self.limit_seconds
 
     def words(self) -> str:
-        said = f"--max-cost {self.options.max_cost:g}" if self.options.max_cost else "the limit"
-        return f"stopped: {said} is nearly reached after {duration(self.passed_seconds)}"
+        return f"{self.words_there()} after {duration(self.passed_seconds)}"
+
+    def words_there(self) -> str:
+        said = f"--max-cost {self.options.max_cost:g}" if self.options.max_cost else None
+        said = said or (f"--max-hours {self.options.max_hours:g}" if self.options.max_hours else "the time limit")
+        return f"stopped: {said} is nearly reached"
 
     def cost_words(self, standing: Standing) -> str:
         """What it cost against the estimate."""

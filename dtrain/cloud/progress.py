@@ -45,6 +45,8 @@ class Progress:
     """An error object: nothing was rented."""
     time: float
     life: int = 1
+    run_sent: bool = False
+    """To the machines that exist now: before that they hold nothing of it."""
 
     @property
     def over(self) -> bool:

@@ -25,7 +25,7 @@ from dtrain.cloud.options import CloudOptions
 from dtrain.cloud.order_book import OrderBook
 from dtrain.cloud.progress import Progress, Stage
 from dtrain.cloud.provider import Instance, ProviderError
-from dtrain.cloud.run_there import RunThere, Unbootable
+from dtrain.cloud.run_there import RunThere, Unbootable, last_whole_checkpoint
 from dtrain.cloud.stop_request import StopRequest
 from dtrain.errors import DtrainError, LauncherRefused, StillBilled, Unreachable
 from dtrain.launch.ending import INTERRUPTED, Ending, interrupted, last_checkpoint, put_aside
@@ -109,21 +109,42 @@ class Rental:
 
     def _one_set_of_machines(self) -> Ending:
         known = Ending.read(self.paths)
-        if known is not None and self._is_final(known):
-            return known
+        if known is not None:
+            return self._final(known)
         if not self._is_wanted():
-            return known or interrupted(self.paths, self._stop_words())
-        self.rented = RunThere(self.book, self.options, self.paths, self.keys, self._booted(self._complete()))
+            return self._stopped_there()
+        rented = self._connect(self._booted(self._complete()))
         self._say("booting", "waiting for SSH")
-        self.rented.wait_for_ssh(self._is_wanted, lambda words: self._say("booting", words))
+        rented.wait_for_ssh(self._is_wanted, lambda words: self._say("booting", words))
         if not self._is_wanted():
-            return interrupted(self.paths, self._stop_words())
-        self._arm(self.rented)
+            return self._stopped_there()
+        self._arm(rented)
         self._say("preparing", "making dtrain's environment on the machine")
-        self.rented.prepare()
+        rented.prepare()
+        self.progress = replace(self.progress, run_sent=True)
         self._say("preparing", "sending the run, trying the machine out")
-        self.rented.start()
-        return self._watch(self.rented)
+        rented.start()
+        rented.watch_over(self.meter.seconds_to_stop(), self.meter.words_there())
+        return self._watch(rented)
+
+    def _connect(self, instances: dict[int, Instance]) -> RunThere:
+        if self.rented is not None:
+            self.rented.close()
+        self.rented = RunThere(self.book, self.options, self.paths, self.keys, instances)
+        return self.rented
+
+    def _stopped_there(self) -> Ending:
+        """Nobody wants it any more: what lives on a machine is told to save, for as long as the limit allows."""
+        request = self._stop_request()
+        there = self._booted(self.machines.there(may_order=False))
+        while there and self.progress.run_sent and not self.meter.is_over():
+            self._say("training", f"stopping: {self._stop_words()}")
+            rented = self._connect(there)
+            if self._told(rented, request or StopRequest(False)):
+                rented.far.status()
+                break
+            time.sleep(self.options.poll_seconds)
+        return Ending.read(self.paths) or interrupted(self.paths, self._stop_words())
 
     def _arm(self, rented: RunThere) -> None:
         one = next(iter(rented.instances.values()))
@@ -167,6 +188,7 @@ class Rental:
         tried = [one for one in self._standing().of_this_life if one.why.startswith(GIVEN_BACK)]
         if len(tried) >= BAD_HOSTS:
             raise LauncherRefused(f"{len(tried)} machines were given back, the last: {error.message}")
+        self.progress = replace(self.progress, run_sent=False)
         self._say("choosing", f"given back: {error.message}")
 
     def _after_taken(self, why: str) -> None:
@@ -176,7 +198,9 @@ class Rental:
             self.rented.close()
         self.machines.give_back(list(self.machines.there().values()) + self._leaving(), f"{TAKEN}: {why}")
         put_aside(self.paths)
-        self._say("choosing", f"{why}; going on after step {last_checkpoint(self.paths) or 0} on another machine")
+        self.progress = replace(self.progress, run_sent=False)
+        step = last_whole_checkpoint(self.paths) or 0
+        self._say("choosing", f"{why}; going on after step {step} on another machine")
 
     def _leaving(self) -> list[Instance]:
         """Machines that stop or were announced to: still listed, not ours to use."""
@@ -198,15 +222,21 @@ class Rental:
             self._say("training", status.reason)
             ending = Ending.read(self.paths)
             if ending is not None:
-                if self._is_final(ending):
-                    return ending
-                raise Taken(ending.reason)
+                return self._final(ending)
+            if self.options.spot:
+                self._bring_checkpoint(rented)
             if time.monotonic() - asked > ASK_PROVIDER_SECONDS or status.state == "lost":
                 asked = time.monotonic()
                 self._refuse_taken(rented)
                 if status.state == "lost":
                     return Ending.now(self.paths, 1, f"lost: {status.reason}")
             time.sleep(self.options.poll_seconds)
+
+    def _bring_checkpoint(self, rented: RunThere) -> None:
+        """A spot machine may go without a word: what it saved is worth nothing there."""
+        step = last_checkpoint(self.paths)
+        if step is not None and step != last_whole_checkpoint(self.paths):
+            self._try_to_fetch(rented)
 
     def _told(self, rented: RunThere, request: StopRequest) -> bool:
         try:
@@ -221,9 +251,20 @@ class Rental:
         if gone:
             raise Taken(f"{', '.join(gone)} is gone, and nobody here asked for it")
 
-    def _is_final(self, ending: Ending) -> bool:
-        """An interruption that nobody here asked for is the machine's end, not the run's."""
-        return ending.code != INTERRUPTED or self._stop_request() is not None
+    def _final(self, ending: Ending) -> Ending:
+        """The same, or Taken: an interruption that nobody here asked for may be the machine's end, not the run's."""
+        request = self._stop_request()
+        if ending.code != INTERRUPTED or request is not None:
+            return ending if request is None else replace(ending, reason=request.beside(ending.reason))
+        there = self._booted(self.machines.there(may_order=False))
+        if len(there) < self.book.nodes:
+            raise Taken(f"{TAKEN} at step {ending.step}")
+        notice = (self.rented or self._connect(there)).notice()
+        if notice is None:
+            return ending
+        if notice["taken"]:
+            raise Taken(str(notice["why"]))
+        return replace(ending, reason=f"{notice['why']}; {ending.reason}")
 
     def _stop_request(self) -> StopRequest | None:
         if self.meter.is_nearly_over() and StopRequest.read(self.paths) is None:
@@ -245,10 +286,9 @@ class Rental:
             return ending
         ending.write(self.paths)
         there = self.machines.there(self._is_wanted())
-        while there:
+        while there and self.progress.run_sent:
             self._say("fetching", "bringing the results home")
-            rented = self.rented or RunThere(self.book, self.options, self.paths, self.keys, self._booted(there))
-            self.rented = rented
+            rented = self.rented or self._connect(self._booted(there))
             try:
                 rented.fetch(lambda line: self._say("fetching", line))
                 break
@@ -264,12 +304,11 @@ class Rental:
         return ending
 
     def _try_to_fetch(self, rented: RunThere) -> None:
-        """Of a machine that is being taken away: what comes, comes."""
+        """Of a machine that may go any moment: what comes, comes."""
         try:
-            self._say("fetching", "saving what there is before the machine goes")
-            rented.fetch(lambda line: self._say("fetching", line), "last")
+            rented.fetch(lambda line: self._say("training", f"coming home: {line}"), "last")
         except DtrainError as error:
-            self._say("fetching", f"not saved: {error.message}")
+            self._say("training", f"not home: {error.message}")
 
     def _close(self, ending: Ending) -> None:
         """Destroy, look until it is gone, publish how it ended."""

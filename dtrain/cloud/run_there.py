@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from dtrain.cloud.held import HeldPaths
 from dtrain.cloud.keys import RunKeys
 from dtrain.cloud.options import BASE, CloudOptions
 from dtrain.cloud.order_book import OrderBook
 from dtrain.cloud.provider import Instance
+from dtrain.cloud.warden import NOTICE, Duty
 from dtrain.errors import BadInput, DtrainError, LauncherRefused, RunFailed, Unreachable
+from dtrain.files import read_json
 from dtrain.launch import machine, secrets
 from dtrain.launch.bundle import Input, shipped
-from dtrain.launch.ending import last_checkpoint
 from dtrain.launch.far import Far, Needs, Share, Where, on_each
 from dtrain.launch.machine import Machine, Remote
 from dtrain.launch.spec import LaunchSpec
 from dtrain.launch.tunnel import Host, Lines, Trust
+from dtrain.paths import RunPaths
 
 KNOCK_SECONDS = 1.0
 TRUST = Trust(connect_seconds=10.0, wait_seconds=0.0)
@@ -81,11 +87,38 @@ class RunThere:
         sent = secrets.of_environment(self.options.secrets, os.environ)
         self.far.start([share] * len(self.far.remotes), sent, needs)
 
+    def watch_over(self, stop_seconds: float, stop_words: str) -> None:
+        """A warden on each machine; may be repeated."""
+        sent = secrets.of_environment(self.options.secrets, os.environ)
+
+        def told(number: int) -> None:
+            remote = self.far.remotes[number]
+            duty = Duty(
+                remote.machine.run_folder(self.book.run_id), self.book.run_id, self._instance(number).provider,
+                stop_seconds, stop_words, self.options.output, sent, max(1.0, min(5.0, self.options.poll_seconds)),
+            )  # fmt: skip
+            remote.module("dtrain.cloud.warden", asdict(duty), 60.0)
+
+        on_each(range(len(self.far.remotes)), told)
+
+    def _instance(self, number: int) -> Instance:
+        return self.instances[sorted(self.instances)[number]]
+
+    def notice(self) -> Mapping[str, Any] | None:
+        """What a warden left: why it stopped the run, and whether the machine is being taken away."""
+        for remote in self.far.remotes:
+            with contextlib.suppress(Unreachable, LauncherRefused):
+                answer = remote.tunnel.run(("cat", f"{remote.machine.run_folder(self.book.run_id)}/dtrain/{NOTICE}"))
+                if answer.code == 0:
+                    told: dict[str, Any] = json.loads(answer.out)
+                    return told
+        return None
+
     def _share(self) -> Share:
         """What every machine is given: the files, what the config names here, and the checkpoint to go on from."""
         inputs = [Input(Path(local), there) for local, there in self.book.inputs]
-        step = last_checkpoint(self.paths)
-        if step is not None and _is_whole(self.paths.checkpoint(step)):
+        step = last_whole_checkpoint(self.paths)
+        if step is not None:
             inputs.append(Input(self.paths.checkpoint(step), f"dtrain/checkpoints/step-{step}"))
             inputs += [Input(path, f"dtrain/{path.relative_to(self.paths.run)}") for path in self._history()]
         files = {name: text for name, text in self.book.files.items() if name != "dtrain/launch.json"}
@@ -133,6 +166,12 @@ def _prepared(remote: Remote, extras: tuple[str, ...]) -> str | None:
     return "; ".join(problems) or None
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Not only its manifest, which a look brings home before a fetch brings the rest."""
-    return len(list(checkpoint.iterdir())) > 1
+def last_whole_checkpoint(paths: RunPaths) -> int | None:
+    """Here, with every file: a look brings a manifest home before a fetch brings the rest."""
+    found = [manifest for manifest in paths.checkpoints.glob("step-*/manifest.json") if _is_whole(manifest)]
+    return max((int(manifest.parent.name.removeprefix("step-")) for manifest in found), default=None)
+
+
+def _is_whole(manifest: Path) -> bool:
+    files = read_json(manifest).get("files", {})
+    return all((manifest.parent / name).is_file() for name in files)

@@ -9,12 +9,18 @@ from dtrain.files import write_json
 from dtrain.launch.ending import read_or_none
 from dtrain.paths import RunPaths
 
+ON_REQUEST = "stopped on request"
+
 
 @dataclass(frozen=True)
 class StopRequest:
     at_once: bool
     """Without letting it save."""
-    why: str = "stopped on request"
+    why: str = ON_REQUEST
+
+    def beside(self, reason: str) -> str:
+        """How the run ended, with why it was stopped, where that says more."""
+        return reason if self.why == ON_REQUEST or self.why in reason else f"{self.why}; {reason}"
 
     def write(self, paths: RunPaths) -> None:
         """An at_once stays one."""

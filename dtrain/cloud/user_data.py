@@ -33,4 +33,4 @@ def user_data(run_id: str, max_seconds: float, keys: RunKeys | None) -> str:
     """The script as a provider is given it; without keys as a dry run shows it."""
     host_key = keys.host_private.strip() if keys else HIDDEN_KEY
     public = keys.login_public if keys else "PUBLIC_KEY"
-    return SCRIPT.format(run_id=run_id, seconds=max(60, round(max_seconds)), public_key=public, host_key=host_key)
+    return SCRIPT.format(run_id=run_id, seconds=round(max_seconds), public_key=public, host_key=host_key)

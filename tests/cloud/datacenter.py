@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,11 +27,13 @@ StrictModes no
 Subsystem sftp internal-sftp
 MaxStartups 100
 """
+METADATA = Path(__file__).with_name("metadata.py")
 SHUTDOWN = '#!/bin/sh\necho "$@" >> {folder}/shutdown.said\ntouch {folder}/off\nsleep 60\n'
 SYSTEMCTL = "#!/bin/sh\n[ \"$*\" = 'restart ssh' ] || exit 1\npkill -x sshd; exec {sshd}\n"
 BOOT = """\
 mount --bind {folder}/root /root/.ssh && mount --bind {folder}/ssh /etc/ssh && mount --bind {folder}/opt /opt
 mount --bind {folder}/bin /usr/local/sbin && mount -t tmpfs none /dev/shm && hostname {name}
+ip addr add 169.254.169.254/32 dev lo && {python} {metadata} {folder} &
 {sshd}
 sleep {boot_seconds}
 sh {folder}/user_data > {folder}/user_data.log 2>&1
@@ -60,6 +63,10 @@ class Machine:
             self.init.wait()
             self.init = None
             ip("netns", "del", self.namespace)
+
+    def take_back(self) -> None:
+        """Its metadata service tells from now on that it is taken away."""
+        (self.folder / "taken").touch()
 
     def cut(self) -> None:
         ip("link", "set", self.link, "down")
@@ -120,7 +127,14 @@ class Datacenter:
         name, link = f"{self.bridge}n{number}", f"dv{os.getpid()}x{number}"[:15]
         machine = Machine(machine_id, folder, address, name, link)
         self._wire(machine)
-        boot = BOOT.format(folder=folder, name=name, sshd=SSHD, boot_seconds=self.boot_seconds)
+        boot = BOOT.format(
+            folder=folder,
+            name=name,
+            sshd=SSHD,
+            boot_seconds=self.boot_seconds,
+            python=sys.executable,
+            metadata=METADATA,
+        )
         unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "--mount"]
         machine.init = subprocess.Popen(
             ["ip", "netns", "exec", name, *unshare, "sh", "-c", boot], stdin=-3, stdout=-3, stderr=-3

@@ -1,0 +1,150 @@
+"""How a rented run ends before its time: on a wish, at its limit, when the provider takes the machine, by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+from dtrain_launchers.aws import AwsLauncher
+
+from dtrain.cloud.progress import Progress
+from dtrain.launch.api import Handle, Job
+from dtrain.launch.ending import Ending
+from dtrain.paths import RunPaths
+from tests.cloud.aws_world import AwsWorld
+from tests.cloud.datacenter import Datacenter, Machine
+from tests.cloud.leaks import gc_once, kill_keeper, run_folders
+from tests.launch.conftest import wait_until
+
+NewJob = Callable[..., Job]
+LONG = 100_000
+QUICK = {"billed_hours": 0.001}
+
+
+@pytest.fixture(scope="module")
+def world(datacenter: Datacenter) -> Iterator[AwsWorld]:
+    made = AwsWorld(datacenter)
+    yield made
+    made.close()
+
+
+def submitted(job: Job) -> tuple[AwsLauncher, Handle]:
+    launcher = AwsLauncher()
+    return launcher, launcher.submit(job, launcher.render(job))
+
+
+def wait_for_steps(job: Job) -> None:
+    metrics = RunPaths(job.folder).metrics
+    wait_until(lambda: metrics.exists() and metrics.stat().st_size > 0, 60)
+
+
+def steps_of(job: Job) -> list[int]:
+    return [json.loads(line)["step"] for line in RunPaths(job.folder).metrics.read_text().splitlines()]
+
+
+def ended(job: Job) -> Ending:
+    paths = RunPaths(job.folder)
+    wait_until(paths.exit.exists, 60)
+    ending = Ending.read(paths)
+    assert ending is not None
+    return ending
+
+
+def test_a_wish_to_stop_saves_and_ends_the_machine(world: AwsWorld, cloud_job: NewJob) -> None:
+    job = cloud_job(LONG)
+    launcher, handle = submitted(job)
+    wait_for_steps(job)
+    launcher.cancel(handle)
+    assert launcher.status(handle).state == "interrupted"
+    assert list(RunPaths(job.folder).checkpoints.glob("step-*/manifest.json"))
+    assert world.machines() == []
+
+
+def test_gc_lets_a_run_save_that_nobody_keeps(world: AwsWorld, datacenter: Datacenter, cloud_job: NewJob) -> None:
+    job = cloud_job(LONG)
+    submitted(job)
+    wait_for_steps(job)
+    kill_keeper(RunPaths(job.folder))
+    gc_once()
+    assert ended(job).code == 75
+    assert (run_folders(job.run_id, datacenter)[0] / "dtrain" / "exit.json").exists(), "it was told to save there"
+    assert list(RunPaths(job.folder).checkpoints.glob("step-*/manifest.json"))
+    assert world.machines() == []
+
+
+def test_another_keeper_goes_on_where_one_was_killed(world: AwsWorld, cloud_job: NewJob) -> None:
+    job = cloud_job(100)
+    launcher, handle = submitted(job)
+    wait_for_steps(job)
+    kill_keeper(RunPaths(job.folder))
+    wait_until(lambda: launcher.status(handle).state == "done", 60)
+    assert (steps_of(job), len(world.created)) == (list(range(1, 101)), 1)
+
+
+def test_a_spot_machine_that_is_taken_is_replaced(world: AwsWorld, datacenter: Datacenter, cloud_job: NewJob) -> None:
+    before = len(datacenter.machines)
+    job = cloud_job(200, options={"spot": True})
+    launcher, handle = submitted(job)
+    wait_for_steps(job)
+    machine: Machine = list(datacenter.machines.values())[before]
+    machine.take_back()
+    wait_until(lambda: launcher.status(handle).state == "done", 90)
+    assert len(world.created) == 2
+    assert steps_of(job) == list(range(1, 201)), "the second machine went on after the first one's checkpoint"
+    assert world.machines() == []
+
+
+def test_the_machine_ends_itself_when_nobody_is_there(
+    world: AwsWorld, datacenter: Datacenter, cloud_job: NewJob
+) -> None:
+    """The keeper is dead: the run saves on the machine before the limit, and the machine goes at it."""
+    job = cloud_job(LONG, plan=QUICK, options={"max_hours": 12 / 3600})
+    before = len(datacenter.machines)
+    submitted(job)
+    wait_for_steps(job)
+    kill_keeper(RunPaths(job.folder))
+    machine = list(datacenter.machines.values())[before]
+    wait_until(lambda: not machine.is_on, 60)
+    wait_until(lambda: world.machines() == [], 10)
+    folder = run_folders(job.run_id, datacenter)[0]
+    assert json.loads((folder / "dtrain" / "exit.json").read_text())["code"] == 75
+    assert list(folder.glob("dtrain/checkpoints/step-*/manifest.json"))
+
+
+def test_the_limit_stops_the_run_and_brings_it_home(world: AwsWorld, cloud_job: NewJob) -> None:
+    job = cloud_job(LONG, plan=QUICK, options={"max_cost": 0.2 * 20 / 3600})
+    submitted(job)
+    ending = ended(job)
+    assert ending.code == 75
+    assert "--max-cost" in ending.reason
+    assert list(RunPaths(job.folder).checkpoints.glob("step-*/manifest.json"))
+    assert world.machines() == []
+    progress = Progress.read(RunPaths(job.folder))
+    assert progress is not None
+    assert progress.usd <= 0.2 * 20 / 3600
+
+
+def test_no_key_and_no_secret_is_written_anywhere(
+    world: AwsWorld, datacenter: Datacenter, cloud_job: NewJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file of the run here, of dtrain's home, and of the machine."""
+    before = len(datacenter.machines)
+    monkeypatch.setenv("HF_TOKEN", "hf_a-token-of-a-test")
+    job = cloud_job(5)
+    launcher, handle = submitted(job)
+    wait_until(lambda: launcher.status(handle).state == "done", 60)
+    machine = list(datacenter.machines.values())[before]
+    hidden = [
+        world.environment["AWS_SECRET_ACCESS_KEY"],
+        world.environment["AWS_ACCESS_KEY_ID"],
+        os.environ["HF_TOKEN"],
+    ]
+    folders = [job.folder, job.folder.parent / "home", machine.folder]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    found = [path for path in files for word in hidden if word.encode() in path.read_bytes()]
+    assert found == []
+    login = (machine.folder / "user_data").read_text()
+    assert login.count("PRIVATE KEY-----") == 2, "the host key, and no other"
