@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dtrain.errors import PartMissing
-from dtrain.launch import shared, tunnel
+from dtrain.launch import bundle, shared, tunnel
 from dtrain.launch.api import Handle, Job, Rendered, Status
 from dtrain.paths import RunPaths
 
@@ -30,6 +30,7 @@ ASK_AGAIN_SECONDS = 2.0
 
 class SlurmLauncher:
     name = NAME
+    asks_for_files = True
 
     def __init__(self, cluster: Cluster | None = None) -> None:
         self.cluster = cluster or ThisMachine()
@@ -51,7 +52,8 @@ class SlurmLauncher:
             return []
         if importlib.util.find_spec("torch") is None:
             raise PartMissing.of("torch", "train", "training on this cluster")
-        return slurm_check.problems(self.cluster, job, options, script(job, options))
+        lacking = [f"{path} is not here" for path in bundle.expected_there(job.config)]
+        return lacking + slurm_check.problems(self.cluster, job, options, script(job, options))
 
     def render(self, job: Job) -> Rendered:
         options = read_options(job.options)

@@ -85,6 +85,7 @@ def _documents(job: Job, options: SlurmOptions, there: Machine) -> dict[str, str
     about = {
         "schema_version": 1, "id": job.run_id, "name": job.name, "launcher": NAME, "folder": str(on_cluster.folder),
         "nodes": job.nodes, "ranks_per_node": job.ranks_per_node, "device": job.device,
+        **far.told_there([there], _grace_seconds(job, options), job.options, "login"),
     }  # fmt: skip
     paths = RunPaths(on_cluster.folder)
     told = {paths.config: on_cluster.config, paths.plan: dict(job.plan), paths.about: about}

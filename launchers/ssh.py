@@ -24,6 +24,7 @@ NAME = "ssh"
 
 class SshLauncher:
     name = NAME
+    asks_for_files = True
     look_seconds = 1.0
     """How often a machine is really asked: a screen asks ten times a second."""
 
@@ -216,6 +217,7 @@ def _documents(job: Job, options: SshOptions, one: Machine) -> dict[str, str]:
     about = {
         "schema_version": 1, "id": job.run_id, "name": job.name, "launcher": NAME, "folder": folder, "nodes": job.nodes,
         "ranks_per_node": job.ranks_per_node, "device": job.device,
+        **far.told_there(options.machines, options.grace_seconds, job.options, "hosts"),
     }  # fmt: skip
     told = {"config.yaml": config, "plan.json": dict(job.plan), "run.json": about}
     texts = {

@@ -25,7 +25,7 @@ MAY_ALSO = {"planner": {"config", "models", "hardware"}}
 HEAVY = {"torch", "transformers", "deepspeed", "datasets", "numpy", "wandb", "fabric", "tokenizers", "peft", "pyarrow"}
 HEAVY |= {"boto3", "botocore", "google", "httpx", "runpod", "vastai"}
 MAY_BE_HEAVY = {"train", "data", "track"}
-CLIENT = {"again", "begin", "create", "doctor", "draft", "load", "observe", "registry"}
+CLIENT = {"adopt", "again", "begin", "create", "doctor", "draft", "load", "observe", "registry"}
 """Modules of launch that are about runs in general, not about a place to run them."""
 LAUNCHERS_MAY_IMPORT = {"errors", "units", "assets", "paths", "files", "own_process", "dtrain"}
 

@@ -114,6 +114,14 @@ class HandsOver(Protocol):
 
 
 @runtime_checkable
+class AsksForFiles(Protocol):
+    """An ability: `check` asks the machines for whole paths of a config that are not here. Of any other launcher's run
+    every file must be here."""
+
+    asks_for_files: bool
+
+
+@runtime_checkable
 class CanFetch(Protocol):
     """An ability: bring what a run made elsewhere into its local folder. What `dtrain fetch` asks for."""
 

@@ -48,8 +48,12 @@ def output_folder(config: Config, name: str, run_id: str) -> Path:
     """`output_dir` as seen from the working directory, else `runs/NAME-ID` there."""
     if config.output_dir is not None:
         return Path(os.path.abspath(Path(config.output_dir).expanduser()))
+    return Path.cwd() / "runs" / folder_name(name, run_id)
+
+
+def folder_name(name: str, run_id: str) -> str:
     safe = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "run"
-    return Path.cwd() / "runs" / f"{safe[:80]}-{run_id}"
+    return f"{safe[:80]}-{run_id}"
 
 
 def settled(config: Config, file: Path | None, name: str, output: Path) -> Config:

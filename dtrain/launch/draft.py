@@ -17,7 +17,7 @@ from dtrain.config.schema import Config
 from dtrain.errors import BadInputs, LauncherRefused
 from dtrain.hardware.profiles import Profile, looks_like_path, resolve_profile
 from dtrain.launch import load as launchers
-from dtrain.launch.api import CanFetch, Job, Launcher, Rendered
+from dtrain.launch.api import AsksForFiles, Job, Launcher, Rendered
 from dtrain.launch.create import job_of, new_id, output_folder, refuse_taken, run_files, run_name, settled
 from dtrain.launch.inputs import missing_data
 from dtrain.launch.registry import Entry
@@ -47,7 +47,7 @@ class Planned:
 
 def planned(file: Path, sets: Sequence[str], profile_name: str, on: str = "local") -> Planned:
     """Read, refuse what cannot run, plan. BadInput(s) for every mistake there is."""
-    elsewhere = isinstance(launchers.load(on), CanFetch)
+    elsewhere = isinstance(launchers.load(on), AsksForFiles)
     loaded = load(file, sets)
     refusals = launch_refusals(loaded) + missing_data(loaded, elsewhere)
     if refusals:

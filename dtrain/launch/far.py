@@ -23,7 +23,7 @@ from dtrain.launch.api import Status
 from dtrain.launch.bundle import Input, Shipped, shipped
 from dtrain.launch.ending import Ending, last_checkpoint, read_or_none
 from dtrain.launch.fetch import CHUNK_BYTES, Fetched, bring_home
-from dtrain.launch.machine import Machine, Remote, as_json, from_json
+from dtrain.launch.machine import Machine, Remote, as_json, for_anybody, from_json
 from dtrain.launch.mirror import Mirror, last_ended
 from dtrain.launch.spec import DEFAULT_GRACE_SECONDS, LaunchSpec, at_place
 from dtrain.launch.tunnel import Lines, Trust
@@ -79,6 +79,20 @@ class Where:
     @property
     def names(self) -> list[str]:
         return [str(machine.host) for machine in self.machines]
+
+
+def told_there(
+    machines: Sequence[Machine], grace_seconds: float, options: Mapping[str, Any], named_by: str
+) -> dict[str, Any]:
+    """What run.json on a machine says of all of them, for a client that only finds that machine (`adopt`).
+
+    `named_by`: the launcher's option that names machines; what it says here means nothing elsewhere.
+    """
+    return {
+        "machines": [as_json(for_anybody(machine)) for machine in machines], "grace_seconds": grace_seconds,
+        "named_by": named_by,
+        "options": {key: value for key, value in options.items() if key not in (named_by, "key")},
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)

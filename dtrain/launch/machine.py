@@ -217,6 +217,11 @@ def problems(remote: Remote, seen: Seen) -> list[str]:
     return found
 
 
+def for_anybody(machine: Machine) -> Machine:
+    """Without what is one client's own: its private key, and which environment its sources stand for."""
+    return replace(machine, host=replace(machine.host, key=None), venv=machine.environment)
+
+
 def as_json(machine: Machine) -> dict[str, Any]:
     return asdict(machine)
 

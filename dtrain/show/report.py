@@ -40,7 +40,7 @@ def print_end(entry: Entry, status: Status, console: Console) -> None:
         _print_success(entry, paths, console)
     elif status.state == "interrupted":
         console.print(Text(f"Interrupted: {status.reason}.", style="yellow"), soft_wrap=True)
-        _print_next(console, _resume_commands(entry, paths))
+        _print_next(console, _resume_commands(entry, paths) | _fetch_checkpoint(entry, paths))
     else:
         _print_failure(entry, paths, status, console)
 
@@ -55,7 +55,8 @@ def _print_success(entry: Entry, paths: RunPaths, console: Console) -> None:
     _print_places(paths, console)
     _print_next(
         console,
-        {
+        _fetch_command(entry, paths, "bring the model here; it lies where it was trained")
+        | {
             f"dtrain generate {shlex.quote(entry.name)} --prompt '…'": "let the model write",
             f"dtrain status {entry.id}": "this run in numbers",
         },
@@ -108,14 +109,22 @@ def samples(paths: RunPaths) -> list[tuple[str, str]]:
 
 
 def _print_places(paths: RunPaths, console: Console) -> None:
+    has_model = any(paths.output.glob("*.safetensors")) or not paths.remote.exists()
     places = {
-        "model": paths.output,
+        **({"model": paths.output} if has_model else {}),
         "loss curve": paths.loss_plot,
         "metrics": paths.metrics,
         "logs": paths.logs,
         "checkpoints": paths.checkpoints,
     }
     print_pairs(console, {words: _near(place) for words, place in places.items() if place.exists()})
+
+
+def _fetch_command(entry: Entry, paths: RunPaths, words: str) -> dict[str, str]:
+    """For a run on other machines, until its weights are here."""
+    if not paths.remote.exists() or any(paths.output.glob("*.safetensors")):
+        return {}
+    return {f"dtrain fetch {entry.id}": words}
 
 
 def _near(place: Path) -> str:
@@ -141,6 +150,13 @@ def _resume_commands(entry: Entry, paths: RunPaths) -> dict[str, str]:
     return {f"dtrain resume {entry.id}": f"go on after step {step}"}
 
 
+def _fetch_checkpoint(entry: Entry, paths: RunPaths) -> dict[str, str]:
+    """The weights of a checkpoint stay where it was written; only its manifest is here."""
+    step = last_checkpoint(paths)
+    here = step is not None and any(paths.checkpoint(step).glob("*.safetensors"))
+    return {} if step is None or here else _fetch_command(entry, paths, f"bring the checkpoint of step {step} here")
+
+
 def _print_failure(entry: Entry, paths: RunPaths, status: Status, console: Console) -> None:
     error = failure_of(paths, status)
     details = _details(paths)
@@ -153,7 +169,7 @@ def _print_failure(entry: Entry, paths: RunPaths, status: Status, console: Conso
         console.print("Put this right and launch it again: the folder is free.")
         return
     commands = {f"dtrain logs {entry.id}": "all it said"}
-    _print_next(console, commands | _resume_commands(entry, paths))
+    _print_next(console, commands | _resume_commands(entry, paths) | _fetch_checkpoint(entry, paths))
 
 
 def failure_of(paths: RunPaths, status: Status) -> DtrainError:

@@ -62,6 +62,19 @@ def test_an_interrupted_run_says_how_to_go_on(entry: Entry) -> None:
     assert f"dtrain resume {entry.id}  go on after step 7" in printed(entry, status)
 
 
+def test_a_run_on_other_machines_says_what_fetch_brings(entry: Entry) -> None:
+    paths = paths_of(entry)
+    fetch = f"dtrain fetch {entry.id}"
+    assert fetch not in printed(entry, Status("done", 0, "done"))
+    write_json(paths.remote, {"machines": []})
+    write_json(paths.checkpoint(7) / "manifest.json", {"step": 7})
+    assert "bring the checkpoint of step 7 here" in printed(entry, Status("interrupted", 75, "stopped on request"))
+    assert fetch in printed(entry, Status("failed", 1, "it failed"))
+    assert fetch in printed(entry, Status("done", 0, "done"))
+    (paths.output / "model.safetensors").touch()
+    assert fetch not in printed(entry, Status("done", 0, "done"))
+
+
 def test_commands_are_never_broken_over_lines(entry: Entry) -> None:
     assert f"dtrain resume {entry.id} --force" in printed(entry, Status("interrupted", 75, "stopped"), width=30)
 
