@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ GLOO_GB_PER_S = 1.1
 """A 64 MiB gloo all-reduce over loopback between two ranks on that server: 1.09 GB/s one direction per rank."""
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,13 @@ def _container_limits() -> list[int]:
 
 
 def cores() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Those this process may use: the affinity mask, and a container's CPU quota where there is one."""
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = _CGROUP_CPU.read_text().split()
+        if quota != "max":
+            mine = min(mine, max(1, round(int(quota) / int(period))))
+    return mine
 
 
 def cpu_card(ranks: int) -> Gpu:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from dtrain import __version__, paths
-from dtrain.hardware.this_machine import host_memory_gib, listed_gpus
+from dtrain.hardware.this_machine import cores, host_memory_gib, listed_gpus
 from dtrain.launch.load import load_all
-from dtrain.launch.process import usable_cores
 from dtrain.units import gib
 
 LEAST_PYTHON = (3, 11)
@@ -97,7 +96,7 @@ def _gpus() -> list[Finding]:
 
 
 def _host() -> Finding:
-    return Finding("host", "ok", f"{usable_cores()} cores, {host_memory_gib():.1f} GiB RAM")
+    return Finding("host", "ok", f"{cores()} cores, {host_memory_gib():.1f} GiB RAM")
 
 
 def _disk(folder: Path, words: str) -> Finding:

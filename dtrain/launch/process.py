@@ -138,13 +138,3 @@ def adopt_orphans() -> None:
 def boot_id() -> str:
     """Changes with every boot of the machine."""
     return (PROC / "sys/kernel/random/boot_id").read_text().strip()
-
-
-def usable_cores() -> int:
-    """Cores this process may use: the affinity mask, and a container's CPU quota where there is one."""
-    cores = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    return cores

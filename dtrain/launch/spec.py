@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from dtrain.errors import RunFailed
+from dtrain.hardware.this_machine import cores
 from dtrain.launch.api import Job
-from dtrain.launch.process import RUN_MARK, usable_cores
+from dtrain.launch.process import RUN_MARK
 from dtrain.paths import RunPaths
 
 DEFAULT_GRACE_SECONDS = 120.0
@@ -153,7 +154,7 @@ def environment(spec: LaunchSpec, outer: Mapping[str, str], interface: str = "lo
     host name may not resolve.
     """
     defaults = {
-        "OMP_NUM_THREADS": str(max(1, usable_cores() // spec.ranks_per_node)),
+        "OMP_NUM_THREADS": str(max(1, cores() // spec.ranks_per_node)),
         "GLOO_SOCKET_IFNAME": interface,
         "NCCL_SOCKET_IFNAME": f"={interface}",  # `=`: NCCL takes a bare name for a prefix
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
