@@ -21,8 +21,12 @@ from dtrain.planner.plan import Plan, make_plan, versions
 from dtrain.planner.replan import Layout, same_global_batch
 
 BATCH_KEYS = ("global_batch_size", "batch_size", "gradient_accumulation_steps")
-ROWS_KEYS = ("sequence_len", "sample_packing", "shuffle", "seed")
-"""They decide, beside the global batch, which rows each step sees."""
+OTHER_ROWS = "each step after the checkpoint would see other rows"
+FIXED = {
+    **dict.fromkeys(("sequence_len", "sample_packing", "shuffle", "seed"), OTHER_ROWS),
+    "tensor_parallel_size": "the checkpoint holds parts of layers that are cut so many ways",
+}
+"""What cannot change once there is a checkpoint, beside the global batch, and why."""
 
 
 def profile_of(paths: RunPaths, plan: Mapping[str, Any]) -> Profile:
@@ -55,7 +59,7 @@ def planned_again(paths: RunPaths, sets: Sequence[str], profile: str | None) -> 
     if not any(loaded.origin(key).kind == "flag" for key in BATCH_KEYS):
         loaded = replace(loaded, config=loaded.config.model_copy(update=_batch(layout)))
     plan = make_plan(loaded, layout.profile, layout.facts, bias=own_bias(layout.profile, versions()))
-    _refuse_other_rows(paths, layout, loaded, plan)
+    _refuse_what_is_fixed(paths, layout, loaded, plan)
     require_fit(plan, loaded, layout.facts)
     return loaded, plan
 
@@ -66,15 +70,15 @@ def _batch(layout: Layout) -> dict[str, Any]:
     return same_global_batch(layout.choice) | ({} if said else {"micro_batch_size": "auto"})
 
 
-def _refuse_other_rows(paths: RunPaths, layout: Layout, loaded: Loaded, plan: Plan) -> None:
+def _refuse_what_is_fixed(paths: RunPaths, layout: Layout, loaded: Loaded, plan: Plan) -> None:
     if last_checkpoint(paths) is None:
         return
     before = load(paths.config).config
-    told = [(key, getattr(before, key), getattr(loaded.config, key)) for key in ROWS_KEYS]
+    told = [(key, getattr(before, key), getattr(loaded.config, key)) for key in FIXED]
     told.append(("global_batch_size", layout.choice.global_batch_size, plan.choice.global_batch_size))
     for key, was, now in told:
         if was != now:
             raise BadInput(
-                "each step after the checkpoint would see other rows", key=key, value=now, allowed=was,
+                FIXED.get(key, OTHER_ROWS), key=key, value=now, allowed=was,
                 fix="leave it as it was, or launch a new run",
             )  # fmt: skip
