@@ -1,0 +1,80 @@
+"""Starts ranks of `tests.train.cases` in no time: one process imports everything once and forks every rank.
+
+Reads a line of JSON for each start, `{"world", "folder", "port"}`, and answers with the exit codes of its ranks. Each
+rank is a process of its own with a process group of its own; its words are in FOLDER/rank-R.log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+
+def preload() -> None:
+    import peft  # noqa: F401
+    import torch
+    import transformers.modeling_utils  # noqa: F401
+    from deepspeed.runtime import engine  # noqa: F401
+
+    from tests.train import cases  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def start(world: int, folder: Path, port: int) -> list[int]:
+    """Exit codes of the ranks, negative for a signal; the first that fails ends the others."""
+    pids = [forked_rank(rank, world, folder, port) for rank in range(world)]
+    codes: dict[int, int] = {}
+    while len(codes) < world:
+        pid, status = os.wait()
+        codes[pid] = os.waitstatus_to_exitcode(status)
+        if codes[pid]:
+            for other in pids:
+                if other not in codes:
+                    os.kill(other, signal.SIGKILL)
+    return [codes[pid] for pid in pids]
+
+
+def forked_rank(rank: int, world: int, folder: Path, port: int) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        log = os.open(folder / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+        }  # fmt: skip
+        sys.argv = ["cases", str(folder), str(folder / "cases.json")]
+        from tests.train import cases
+
+        cases.main()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries greet on stdout
+    preload()
+    for line in sys.stdin:
+        told = json.loads(line)
+        codes = start(told["world"], Path(told["folder"]), told["port"])
+        answers.write(json.dumps(codes) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
