@@ -54,16 +54,17 @@ def end_time(order: Order, now: float) -> str:
 
 
 def _pod(order: Order, options: RunpodOptions, ends: str) -> dict[str, Any]:
+    cards = max(1, order.offer.gpus)  # a CPU run on a card that the person named: it pays the card
     pod = {
         "name": order.name,
         "imageName": order.image or IMAGE,
-        "gpuTypeId": order.offer.data["gpu_type_id"],
-        "gpuCount": order.offer.gpus,
-        "cloudType": order.offer.data["cloud"],
+        "gpuTypeId": order.offer.data.get("gpu_type_id", order.offer.machine),
+        "gpuCount": cards,
+        "cloudType": order.offer.data.get("cloud", options.clouds[0]),
         "containerDiskInGb": order.disk_gib,
         "volumeInGb": 0,  # a volume would outlive a stop and go on costing
-        "minVcpuCount": 4 * order.offer.gpus,
-        "minMemoryInGb": 16 * order.offer.gpus,
+        "minVcpuCount": 4 * cards,
+        "minMemoryInGb": 16 * cards,
         "ports": "22/tcp",
         "supportPublicIp": True,
         "startSsh": True,
@@ -74,7 +75,7 @@ def _pod(order: Order, options: RunpodOptions, ends: str) -> dict[str, Any]:
     if order.offer.region:
         pod["dataCenterId"] = order.offer.region
     if order.offer.spot:
-        pod["bidPerGpu"] = round(order.offer.usd_per_hour / order.offer.gpus, 4)
+        pod["bidPerGpu"] = round(order.offer.usd_per_hour / cards, 4)
     return pod
 
 

@@ -52,7 +52,8 @@ def search_body(need: Need, options: VastOptions) -> dict[str, Any]:
 
 
 def ask_path(order: Order) -> str:
-    return f"/api/v0/asks/{order.offer.data['ask_id']}/"
+    """A person may name an offer by its number, too: `launchers.vast.machine`."""
+    return f"/api/v0/asks/{order.offer.data.get('ask_id', order.offer.machine)}/"
 
 
 def instance_path(instance_id: str) -> str:

@@ -6,6 +6,7 @@ and its users' code name. Errors come with HTTP 200, as RunPod's do. Time is cou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,6 +97,17 @@ class RunpodServer(Served):
         super().__init__()
         self.schema = build_schema(SCHEMA)
         self.made = 0
+
+    def forget_everything(self) -> None:
+        super().forget_everything()
+        self.pods.clear()
+        self.refuses.clear()
+
+    def name_of(self, asked: Asked) -> str:
+        """The field that is asked for."""
+        fields = "podFindAndDeployOnDemand|podRentInterruptable|podTerminate|pods|gpuTypes"
+        found = re.search(f"({fields})", str(asked.body))
+        return found[1] if found else super().name_of(asked)
 
     def answer(self, asked: Asked) -> Any:
         if asked.headers.get("Authorization") not in (f"Bearer {self.key}", "Bearer scoped-to-the-pod"):

@@ -52,6 +52,14 @@ class VastServer(Served):
         super().__init__()
         self.made = 9000
 
+    def forget_everything(self) -> None:
+        super().forget_everything()
+        self.instances.clear()
+        self.taken.clear()
+
+    def name_of(self, asked: Asked) -> str:
+        return f"{asked.method} {asked.path.split('/')[3]}"
+
     def answer(self, asked: Asked) -> Any:
         scoped = asked.headers.get("Authorization") == "Bearer scoped-to-the-instance"
         if asked.headers.get("Authorization") != f"Bearer {self.key}" and not scoped:
@@ -100,8 +108,8 @@ class VastServer(Served):
 
     def _row(self, ask: dict[str, Any], body: dict[str, Any], intended: str) -> dict[str, Any]:
         return {
-            **HOST, **ask, "id": self.made, "label": body["label"], "image_uuid": body["image"], "looks": 0,
-            "onstart": body["onstart"], "extra_env": list(dict(body["env"] or {}).items()), "actual_status": None,
+            **HOST, **ask, "id": self.made, "ask_id": ask["id"], "label": body["label"], "looks": 0,
+            "image_uuid": body["image"], "onstart": body["onstart"], "extra_env": list(dict(body["env"] or {}).items()), "actual_status": None,
             "intended_status": intended, "cur_state": intended, "is_bid": body.get("price") is not None,
             "start_date": 1795473619.0, "status_msg": "", "ports": None, "public_ipaddr": None, "ssh_host": None,
             "ssh_port": None,
@@ -131,7 +139,9 @@ class VastServer(Served):
         if number not in self.instances:
             words = f"No such instance {number}."
             raise Refused(404, {"success": False, "error": "no_such_instance", "msg": words})
-        self.on_destroy(self.instances.pop(number))
+        row = self.instances.pop(number)
+        self.taken.discard(row["ask_id"])  # on offer again
+        self.on_destroy(row)
         return {"success": True}
 
 

@@ -1,0 +1,102 @@
+"""RunPod and Vast, the whole road for real: a container that runs its start command, SSH, a run, home, gone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dtrain_launchers.runpod import RunpodLauncher
+from dtrain_launchers.vast import VastLauncher
+
+from dtrain.cloud.launcher import CloudLauncher
+from dtrain.launch.api import Job
+from dtrain.launch.ending import Ending
+from dtrain.paths import RunPaths
+from tests.cloud.containers_world import RUNPOD_KEY, VAST_KEY, ContainersWorld, runpod_world, vast_world
+from tests.cloud.datacenter import Datacenter
+from tests.cloud.leaks import Case, cases_of, gc_once, kill_keeper, table, try_case
+from tests.launch.conftest import wait_until
+
+SWEEP = os.environ.get("DTRAIN_LEAK_SWEEP", "")
+NewJob = Callable[..., Job]
+WORLDS = {"runpod": (runpod_world, RunpodLauncher), "vast": (vast_world, VastLauncher)}
+
+
+@pytest.fixture(scope="module", params=list(WORLDS))
+def world(datacenter: Datacenter, request: pytest.FixtureRequest) -> Iterator[ContainersWorld]:
+    made = WORLDS[request.param][0](datacenter)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def launcher(request: pytest.FixtureRequest) -> CloudLauncher:
+    made: CloudLauncher = WORLDS[request.node.callspec.params["world"]][1]()
+    return made
+
+
+def test_the_whole_road(world: ContainersWorld, launcher: CloudLauncher, cloud_job: NewJob, home: Path) -> None:
+    job = cloud_job(8)
+    handle = launcher.submit(job, launcher.render(job))
+    wait_until(lambda: launcher.status(handle).state not in ("pending", "running"), 60)
+    ending = Ending.read(RunPaths(job.folder))
+    assert ending is not None
+    assert ending.code == 0, ending
+    assert len(RunPaths(job.folder).metrics.read_text().splitlines()) == 8
+    assert (world.machines(), len(world.created)) == ([], 1)
+    written = [path for folder in (home, job.folder) for path in folder.rglob("*") if path.is_file()]
+    keys = (RUNPOD_KEY.encode(), VAST_KEY.encode())
+    assert not [path for path in written if any(key in path.read_bytes() for key in keys)]
+
+
+def test_a_container_that_nobody_looks_after_ends_its_rental(
+    world: ContainersWorld, launcher: CloudLauncher, cloud_job: NewJob, datacenter: Datacenter
+) -> None:
+    """The client is dead and the time of user data's timer is over: the container's own key is all there is."""
+    job = cloud_job(100_000)
+    handle = launcher.submit(job, launcher.render(job))
+    wait_until(lambda: launcher.status(handle).state == "running", 60)
+    kill_keeper(RunPaths(job.folder))
+    assert len(world.machines()) == 1
+    [machine] = datacenter.on
+    machine.run("pkill", "-f", "^sleep [0-9]+$")  # the timer's time is over
+    wait_until(lambda: world.machines() == [], 30)
+    gc_once()
+    assert (world.machines(), len(world.created)) == ([], 1)
+
+
+CASES = {
+    "runpod": ("podFindAndDeployOnDemand", "podTerminate"),
+    "vast": ("PUT asks", "DELETE instances"),
+}
+
+
+@pytest.mark.parametrize(
+    ("which", "when"),
+    [(0, "before"), (0, "after"), (1, "after")],
+    ids=["before create", "after create", "after destroy"],
+)
+def test_nothing_is_left_lost_or_doubled(
+    which: int, when: str, world: Any, launcher: CloudLauncher, datacenter: Datacenter, cloud_job: NewJob
+) -> None:
+    case = Case(CASES[launcher.name][which], when)
+    outcome = try_case(case, world, datacenter, launcher, cloud_job(8), gc_once)
+    assert outcome.is_good, outcome
+
+
+@pytest.mark.skipif(not SWEEP, reason="DTRAIN_LEAK_SWEEP names a folder for the table of every call and stage: minutes")
+def test_every_call_and_every_stage(
+    world: Any, launcher: CloudLauncher, datacenter: Datacenter, cloud_job: NewJob
+) -> None:
+    job = cloud_job(8)
+    handle = launcher.submit(job, launcher.render(job))
+    wait_until(lambda: launcher.status(handle).state not in ("pending", "running"), 60)
+    cases = cases_of(list(world.tripwire.calls))
+    outcomes = [try_case(case, world, datacenter, launcher, cloud_job(8), gc_once) for case in cases]
+    told = table(launcher.name, outcomes)
+    Path(SWEEP, f"leaks_{launcher.name}.json").write_text(json.dumps(told, indent=1) + "\n")
+    assert (told["reached"], told["leaked"], told["lost"], told["doubled"]) == (told["tried"], 0, 0, 0)
