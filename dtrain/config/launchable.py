@@ -18,16 +18,10 @@ def _one_of(*values: str) -> Callable[[Any], bool]:
     return lambda value: value in values
 
 
-def _not_of(*values: str) -> Callable[[Any], bool]:
-    return lambda value: value not in values
-
-
 NOT_YET: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # key, what launch cannot do with it, what it can
     ("plan_as", _is_set, "leave plan_as out: it describes another framework, to plan for it"),
-    ("load_in_8bit", _is_set, "load_in_8bit: false"),
     ("torch_compile", _is_set, "torch_compile: false"),
     ("fp8", _is_set, "fp8: false, and bf16: auto"),
-    ("cross_entropy", _one_of("compiled", "fused"), "cross_entropy: auto"),
     ("offload_optimizer", _one_of("nvme"), "offload_optimizer: cpu"),
     ("offload_params", _one_of("nvme"), "offload_params: cpu"),
     (

@@ -30,7 +30,8 @@ class LossBytes:
 def loss_bytes(setup: Setup) -> LossBytes:
     """Per rank; sequence- and tensor-parallel ranks hold their part."""
     chunked = _chunked_outputs if setup.others_loss else _chunked
-    ways = {"eager": _eager, "compiled": _compiled, "fused": _fused, "chunked": chunked}
+    compiled = _compiled if setup.others_loss else _chunked  # ours compiles what is done to a chunk
+    ways = {"eager": _eager, "compiled": compiled, "fused": _fused, "chunked": chunked}
     return ways[setup.cross_entropy](setup)
 
 

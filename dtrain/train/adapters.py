@@ -22,11 +22,13 @@ LARGEST_MERGE_CHANGE = 1e-3
 
 
 def quantization(config: Config, compute: torch.dtype) -> Any:
-    """transformers' description of a 4-bit base for QLoRA; None where the base stays whole."""
-    if not config.load_in_4bit:
+    """transformers' description of a base in 4 bits (QLoRA) or 8 (LLM.int8); None where the base stays whole."""
+    if not config.load_in_4bit and not config.load_in_8bit:
         return None
     from transformers import BitsAndBytesConfig
 
+    if config.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=config.bnb_4bit_quant_type,

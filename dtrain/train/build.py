@@ -16,7 +16,7 @@ from dtrain.planner.choice import Choice
 from dtrain.planner.deepspeed_values import auto_values
 from dtrain.planner.setup import ZeroBuckets
 from dtrain.track import jsonl
-from dtrain.train import attention_choice, checkpoint, engine, generate, optimizers, same_run, tiled_mlp
+from dtrain.train import attention_choice, checkpoint, engine, fused_loss, generate, optimizers, same_run, tiled_mlp
 from dtrain.train.loop import Progress, Training
 from dtrain.train.loss import LossModel, share_head_with_zero3
 from dtrain.train.lr import LearningRate, warmup_steps
@@ -59,6 +59,8 @@ def build(rank: Rank, prepared: Prepared, schedule: Schedule) -> tuple[Training,
         torch.backends.cuda.matmul.allow_tf32 = True
     told = engine_config(rank, schedule.steps)
     model = load_model(config, choice, config.base_model, len(tokenizer), back_end, told)
+    if choice.cross_entropy == "fused":
+        fused_loss.require(device, DTYPES[choice.precision])
     loss_model = LossModel(model, choice.cross_entropy, _chunks(config))
     if choice.zero_stage == 3:
         share_head_with_zero3(loss_model)

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, H hidden size, V vocabulary, N trained positions of th
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 
 from dtrain.planner.setup import CHUNK_TOKENS
 from dtrain.train.batch import Batch
+from dtrain.train.fused_loss import fused_cross_entropy
+
+ChunkLoss = Callable[..., tuple[Tensor, Tensor | None]]
+"""`_cross_entropy`, as it is or compiled."""
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -26,7 +31,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_N: Tensor, chunks: int,
-        softcap: float | None, scale: float,
+        softcap: float | None, scale: float, chunk_loss: ChunkLoss,
     ) -> Tensor:  # fmt: skip
         wants_grad = any(ctx.needs_input_grad[:3])
         grad_hidden = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
@@ -38,7 +43,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
         for span in _spans(len(targets_N), chunks):
             hidden_CH = hidden_NH[span]
-            loss, grad_CV = _cross_entropy(hidden_CH, weight_VH, bias_V, targets_N[span], softcap, scale, wants_grad)
+            loss, grad_CV = chunk_loss(hidden_CH, weight_VH, bias_V, targets_N[span], softcap, scale, wants_grad)
             total += loss
             if grad_CV is None:
                 continue
@@ -62,7 +67,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             None if hidden is None else hidden.mul_(grad_output.to(hidden.dtype)),
             None if weight is None else weight.mul_(grad_output).to(weight_dtype),
             None if bias is None else bias.mul_(grad_output).to(bias_dtype),
-            None, None, None, None,
+            None, None, None, None, None,
         )  # fmt: skip
 
 
@@ -146,7 +151,8 @@ class _Head(nn.Module):
         super().__init__()
         linear = model.get_output_embeddings()
         self._linear = (linear,)  # a tuple, so that the weight is registered once, in the model
-        self.eager = cross_entropy == "eager"
+        self.kind = cross_entropy
+        self.chunk_loss = torch.compile(_cross_entropy, dynamic=True) if cross_entropy == "compiled" else _cross_entropy
         self.chunks = chunks
         config = model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
@@ -162,13 +168,17 @@ class _Head(nn.Module):
 
     def forward(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
         weight, bias = self.linear.weight, getattr(self.linear, "bias", None)
-        if self.eager:
+        if self.kind == "fused":
+            return fused_cross_entropy(hidden_NH, weight, bias, targets_N, self.softcap, self.scale)
+        if self.kind == "eager":
             logits = _shape_logits(
                 torch.nn.functional.linear(hidden_NH, weight, bias).float(), self.softcap, self.scale
             )
             return torch.nn.functional.cross_entropy(logits, targets_N, reduction="sum")
         chunks = self.chunks or -(-len(targets_N) // CHUNK_TOKENS)
-        loss: Tensor = ChunkedCrossEntropy.apply(hidden_NH, weight, bias, targets_N, chunks, self.softcap, self.scale)  # type: ignore[no-untyped-call]
+        loss: Tensor = ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden_NH, weight, bias, targets_N, chunks, self.softcap, self.scale, self.chunk_loss
+        )
         return loss
 
 

@@ -66,18 +66,14 @@ def test_evaluations_without_data_are_told(config: Any) -> None:
 
 
 def test_launch_refuses_what_only_a_plan_can_do(config: Any) -> None:
-    loaded = config(
-        "load_in_8bit: true\nadapter: lora\ntensor_parallel_size: 1\noptimizer: muon\n"
-        "plan_as: {sharding: fsdp2}\noffload_params: nvme\n"
-    )
+    loaded = config("tensor_parallel_size: 1\noptimizer: muon\nplan_as: {sharding: fsdp2}\noffload_params: nvme\n")
     found = {error.key: error for error in launch_refusals(loaded)}
     assert set(found) == {
-        "load_in_8bit",
         "optimizer",
         "plan_as",
         "offload_params",
     }
-    assert found["optimizer"].line == 7
+    assert found["optimizer"].line == 5
     assert all(error.fix for error in found.values())
 
 

@@ -78,6 +78,7 @@ class Case:
     learning_rate: float = LEARNING_RATE
     adapter: str | None = None
     four_bit: bool = False
+    eight_bit: bool = False
     dora: bool = False
     tiled_mlp: bool = False
     persistence: int = 100
@@ -140,7 +141,8 @@ def config_of(case: Case, folder: Path) -> Config:
     return Config.model_validate({
         "base_model": str(folder), "datasets": [{"path": "random"}], "reinit_weights": case.adapter is None,
         "seed": SEED,
-        "adapter": case.adapter, "lora_r": 4, "lora_target_linear": True, "load_in_4bit": case.four_bit,
+        "adapter": case.adapter, "lora_r": 4, "lora_target_linear": True,
+        "load_in_4bit": case.four_bit, "load_in_8bit": case.eight_bit,
         "peft_use_dora": case.dora, "tiled_mlp": case.tiled_mlp,
         "optimizer": case.optimizer, "learning_rate": case.learning_rate, "weight_decay": 0.1, "max_grad_norm": 0.5,
         "sample_packing": case.packing,

@@ -16,9 +16,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": {"adapter": "lora"},
     "dora": {"adapter": "lora", "dora": True},
     "qlora": {"adapter": "qlora", "four_bit": True},
+    "int8": {"adapter": "lora", "eight_bit": True},
 }
 CHECKPOINTING = {0: "none", 2: "selective", 3: "offload"}
-STAGES = {"lora": (0, 2, 3), "dora": (0, 2), "qlora": (0, 2)}
+STAGES = {"lora": (0, 2, 3), "dora": (0, 2), "qlora": (0, 2), "int8": (0, 2)}
 
 
 def cases(world: int, home: Path) -> list[Case]:
