@@ -109,10 +109,10 @@ class VastServer(Served):
     def _row(self, ask: dict[str, Any], body: dict[str, Any], intended: str) -> dict[str, Any]:
         return {
             **HOST, **ask, "id": self.made, "ask_id": ask["id"], "label": body["label"], "looks": 0,
-            "image_uuid": body["image"], "onstart": body["onstart"], "extra_env": list(dict(body["env"] or {}).items()), "actual_status": None,
-            "intended_status": intended, "cur_state": intended, "is_bid": body.get("price") is not None,
-            "start_date": 1795473619.0, "status_msg": "", "ports": None, "public_ipaddr": None, "ssh_host": None,
-            "ssh_port": None,
+            "image_uuid": body["image"], "onstart": body["onstart"], "actual_status": None,
+            "extra_env": list(dict(body["env"] or {}).items()), "intended_status": intended, "cur_state": intended,
+            "is_bid": body.get("price") is not None, "start_date": 1795473619.0, "status_msg": "", "ports": None,
+            "public_ipaddr": None, "ssh_host": None, "ssh_port": None,
         }  # fmt: skip
 
     def _list(self, asked: Asked) -> dict[str, Any]:
