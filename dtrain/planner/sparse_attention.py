@@ -10,9 +10,8 @@ from dtrain.config.schema import AttentionPattern, Config
 from dtrain.errors import BadInput
 from dtrain.hardware.profiles import Profile
 from dtrain.models.facts import ModelFacts
+from dtrain.planner.parallel import OWN_ATTENTION
 
-OWN_ATTENTION = frozenset({"stablelm", "falcon", "gptj", "mpt", "bloom"})
-"""Families whose attention cannot be exchanged in transformers 5.23 (`_supports_attention_backend`)."""
 BACK_ENDS = {"attention_pattern": ("auto", "flex", "sdpa"), "segment_memory": ("auto", "sdpa")}
 UNUSED = {"sliding": ("global_tokens", "random_blocks"), "longformer": ("random_blocks",), "bigbird": ()}
 NEEDED = {"sliding": (), "longformer": ("global_tokens",), "bigbird": ("random_blocks",)}
