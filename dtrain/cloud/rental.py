@@ -101,7 +101,8 @@ class Rental:
             try:
                 return self._one_set_of_machines()
             except Unfit as error:
-                self._give_back(error.numbers, error)
+                assert self.rented is not None, "machines that were tried were connected to"
+                self._give_back([self.rented.node(number) for number in error.numbers], error)
             except Unbootable as error:
                 self._give_back(error.nodes, error)
             except Taken as error:

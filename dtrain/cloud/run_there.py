@@ -51,8 +51,10 @@ class RunThere:
         self.book = book
         self.options = options
         self.paths = paths
-        self.instances = instances
-        machines = tuple(_machine(instances[node], keys, options) for node in sorted(instances))
+        in_order = sorted(instances, key=lambda node: instances[node].private_address or instances[node].address or "")
+        self.instances = {node: instances[node] for node in in_order}
+        """In the order of their addresses: torch's c10d rendezvous gives rank 0 to the first of them."""
+        machines = tuple(_machine(one, keys, options) for one in self.instances.values())
         self.where = Where(book.run_id, machines, TRUST, options.grace_seconds)
         self.lines = Lines()
         self.far = Far(self.where, paths, self.lines)
@@ -70,7 +72,7 @@ class RunThere:
                 return
             say(f"waiting for SSH: {answers[silent[0]]}")
             if time.monotonic() > deadline:
-                raise Unbootable(f"nobody can log in: {answers[silent[0]]}", silent)
+                raise Unbootable(f"nobody can log in: {answers[silent[0]]}", [self.node(number) for number in silent])
             time.sleep(KNOCK_SECONDS)
 
     def prepare(self) -> None:
@@ -78,7 +80,7 @@ class RunThere:
         found = on_each(self.far.remotes, lambda remote: _prepared(remote, tuple(self.book.extras)))
         bad = [number for number, why in enumerate(found) if why is not None]
         if bad:
-            raise Unbootable(f"no environment: {found[bad[0]]}", bad)
+            raise Unbootable(f"no environment: {found[bad[0]]}", [self.node(number) for number in bad])
 
     def start(self) -> None:
         """Place, gate, start; a run that lives is left alone."""
@@ -102,7 +104,11 @@ class RunThere:
         on_each(range(len(self.far.remotes)), told)
 
     def _instance(self, number: int) -> Instance:
-        return self.instances[sorted(self.instances)[number]]
+        return self.instances[self.node(number)]
+
+    def node(self, number: int) -> int:
+        """Of the machine that is so far down the line."""
+        return list(self.instances)[number]
 
     def notice(self) -> Mapping[str, Any] | None:
         """What a warden left: why it stopped the run, and whether the machine is being taken away."""
@@ -143,7 +149,7 @@ class RunThere:
 
 def _machine(instance: Instance, keys: RunKeys, options: CloudOptions) -> Machine:
     host = Host(instance.address or "", instance.user, instance.port, str(keys.login_file), keys.host_public)
-    return Machine(host, BASE, options.python, options.venv)
+    return Machine(host, BASE, options.python, options.venv, instance.private_address)
 
 
 def _knocked(remote: Remote) -> str | None:

@@ -189,7 +189,7 @@ class Far:
 
     def _meet(self, shares: Sequence[Share]) -> str:
         """The first machine picks an address and a port, and each is told its own end of the way there."""
-        addresses = [machine.host.address for machine in self.where.machines]
+        addresses = [machine.meets_at or machine.host.address for machine in self.where.machines]
         told = {"folder": self._folder(self.remotes[0]), "machines": addresses}
         meeting = str(self.remotes[0].ask("meeting", told)["meeting"])
         self._on_each(lambda number: self._tell_place(number, shares[number], meeting))

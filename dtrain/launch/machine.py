@@ -32,6 +32,8 @@ class Machine:
     """The interpreter that makes the environment, Python 3.11 or newer."""
     venv: str | None = None
     """An environment to use as it is; dtrain is not installed then."""
+    meets_at: str | None = None
+    """Where the other machines of a run reach it; None: where the client does."""
 
     def run_folder(self, run_id: str) -> str:
         return f"{self.base}/runs/{run_id}"
@@ -227,7 +229,7 @@ def as_json(machine: Machine) -> dict[str, Any]:
 
 
 def from_json(told: Mapping[str, Any]) -> Machine:
-    return Machine(Host(**told["host"]), told["base"], told["python"], told["venv"])
+    return Machine(Host(**told["host"]), told["base"], told["python"], told["venv"], told.get("meets_at"))
 
 
 def _upload(sftp: Any, one: Shipped, there: str, begun_bytes: int) -> int:

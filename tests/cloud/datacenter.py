@@ -32,6 +32,7 @@ SHUTDOWN = '#!/bin/sh\necho "$@" >> {folder}/shutdown.said\ntouch {folder}/off\n
 SYSTEMCTL = "#!/bin/sh\n[ \"$*\" = 'restart ssh' ] || exit 1\npkill -x sshd; exec {sshd}\n"
 BOOT = """\
 mount --bind {folder}/root /root/.ssh && mount --bind {folder}/ssh /etc/ssh && mount --bind {folder}/opt /opt
+[ -e {folder}/tiny ] && mount -t tmpfs -o size=2m none /opt
 mount --bind {folder}/bin /usr/local/sbin && mount -t tmpfs none /dev/shm && hostname {name}
 ip addr add 169.254.169.254/32 dev lo && {python} {metadata} {folder} &
 {sshd}
@@ -88,6 +89,8 @@ class Datacenter:
         self.on_off: Callable[[str], None] = lambda machine: None
         """Told when a machine has shut itself down."""
         self.boot_seconds = 0.0
+        self.tiny_disks = 0
+        """So many of the next machines have a disk of 2 MiB."""
         self._count = 0
         self._lock = threading.RLock()
         number = os.getpid()
@@ -121,6 +124,9 @@ class Datacenter:
             (folder / name).mkdir(parents=True)
         (folder / "ssh" / "sshd_config").write_text(SSHD_CONFIG)
         shutil.copy(self._image_key, folder / "ssh" / "ssh_host_ed25519_key")
+        if self.tiny_disks:
+            self.tiny_disks -= 1
+            (folder / "tiny").touch()
         (folder / "user_data").write_text(user_data)
         _script(folder / "bin" / "shutdown", SHUTDOWN.format(folder=folder))
         _script(folder / "bin" / "systemctl", SYSTEMCTL.format(sshd=SSHD))

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 import pytest
 from dtrain_launchers.aws import AwsLauncher
 
-from dtrain.cloud.progress import Progress
 from dtrain.launch.api import Handle, Job
 from dtrain.launch.ending import Ending
 from dtrain.paths import RunPaths
@@ -121,9 +120,6 @@ def test_the_limit_stops_the_run_and_brings_it_home(world: AwsWorld, cloud_job: 
     assert "--max-cost" in ending.reason
     assert list(RunPaths(job.folder).checkpoints.glob("step-*/manifest.json"))
     assert world.machines() == []
-    progress = Progress.read(RunPaths(job.folder))
-    assert progress is not None
-    assert progress.usd <= 0.2 * 20 / 3600
 
 
 def test_no_key_and_no_secret_is_written_anywhere(
