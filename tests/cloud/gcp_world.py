@@ -37,8 +37,9 @@ class GcpWorld:
 
     @property
     def options(self) -> dict[str, Any]:
-        """`launchers.gcp` for a run of the tests."""
-        return {"regions": [ZONE], "client_address": f"{self.datacenter.address}/32"}
+        """`launchers.gcp` for a run of the tests: a machine that the person names, at a price that they know."""
+        told = {"machine": "e2-standard-4", "usd_per_hour": 0.2, "regions": [ZONE]}
+        return told | {"client_address": f"{self.datacenter.address}/32"}
 
     def machines(self) -> list[str]:
         """Names of what is there and billed."""

@@ -62,9 +62,10 @@ class LambdaWorld:
 
     @property
     def options(self) -> dict[str, Any]:
-        """`launchers.lambda` for a run of the tests."""
+        """`launchers.lambda` for a run of the tests: a machine that the person names, at a price that they know."""
+        told = {"machine": "cpu_4x_general", "usd_per_hour": 0.2, "regions": [REGION]}
         address = f"{self.datacenter.address}/32"
-        return {"regions": [REGION], "client_address": address, "request_seconds": 0, "launch_seconds": 0}
+        return told | {"client_address": address, "request_seconds": 0, "launch_seconds": 0}
 
     def machines(self) -> list[str]:
         """Names of what is there and billed."""
