@@ -76,6 +76,7 @@ if not ready.exists():
     zipfile.ZipFile(io.BytesIO(packed)).extractall(parcel)
     venv.create(python.parents[1], with_pip=False, clear=True)  # Colab's Python has no ensurepip
     [wheel] = parcel.glob("*.whl")
+    print("installing the pinned stack: some minutes, once for each machine", flush=True)
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
     subprocess.run([*install, "-c", str(parcel / "constraints.txt"), f"{wheel}[{RUN['extras']}]"], check=True)
     ready.touch()

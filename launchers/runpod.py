@@ -41,12 +41,12 @@ class Runpod:
     def offers(self, need: Need) -> Sequence[Offer]:
         if need.gpu == "cpu":
             raise API.error(NoSuchMachine, "RunPod's CPU pods cannot end themselves: dtrain rents its GPUs only")
-        told = self._ask(asked(CARDS, {"price": {"gpuCount": need.gpus}}))
+        told = self._ask(asked(CARDS))
         return offers_of(told["gpuTypes"], need, self.options)
 
     def all_offers(self) -> Sequence[Offer]:
         """Every card of the catalogue that RunPod sells, by the card, in one request."""
-        types = self._ask(asked(CARDS, {"price": {"gpuCount": 1}}))["gpuTypes"]
+        types = self._ask(asked(CARDS))["gpuTypes"]
         return [offer for gpu in cards() for offer in listed(types, gpu)]
 
     def requests(self, order: Order) -> Sequence[Mapping[str, Any]]:
@@ -69,7 +69,7 @@ class Runpod:
 
     def destroy(self, instance: Instance) -> None:
         try:
-            self._ask(asked(TERMINATE, {"input": {"podId": instance.id}}), changes=True)
+            self._ask(asked(TERMINATE, {"podId": instance.id}), changes=True)
         except ProviderError as refused:
             if not any(words in refused.message.lower() for words in GONE):
                 raise

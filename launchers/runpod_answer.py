@@ -84,7 +84,7 @@ def instance_of(pod: Mapping[str, Any]) -> Instance | None:
     machine = pod.get("machine") or {}
     return Instance(
         provider=NAME, id=str(pod["id"]), name=str(pod["name"]), run_id=ours[0], node=ours[1], attempt=ours[2],
-        state=state, region=machine.get("dataCenterId") or "", machine=machine.get("gpuDisplayName") or "",
+        state=state, region="", machine=machine.get("gpuDisplayName") or "",
         address=address, port=port or 22, user="root",
         preempted=pod.get("podType") == "INTERRUPTABLE" and state == "stopped",
         reason=str(pod.get("lastStatusChange") or "") if state == "stopped" else "",

@@ -19,17 +19,16 @@ CREATE: Mapping[str, str] = {
     SPOT: f"mutation Create($input: PodRentInterruptableInput!) {{ {SPOT}(input: $input) {_MADE} }}",
 }
 PODS = """query Pods { myself { pods {
-  id name desiredStatus podType costPerHr gpuCount imageName lastStatusChange
-  machine { gpuDisplayName dataCenterId }
-  runtime { uptimeInSeconds ports { ip isIpPublic privatePort publicPort type } }
+  id name desiredStatus podType costPerHr lastStatusChange machine { gpuDisplayName }
+  runtime { ports { ip isIpPublic privatePort publicPort type } }
 } } }"""
-TERMINATE = "mutation Terminate($input: PodTerminateInput!) { podTerminate(input: $input) }"
+TERMINATE = "mutation Terminate($podId: String!) { podTerminate(input: {podId: $podId}) }"
 ACCOUNT = "query Account { myself { clientBalance currentSpendPerHr spendLimit } }"
-CARDS = """query Cards($price: GpuLowestPriceInput!) { gpuTypes {
-  id displayName memoryInGb maxGpuCount securePrice communityPrice secureSpotPrice communitySpotPrice
-  lowestPrice(input: $price) { minimumBidPrice uninterruptablePrice stockStatus }
+CARDS = """query Cards { gpuTypes {
+  id maxGpuCount securePrice communityPrice secureSpotPrice communitySpotPrice
 } }"""
-NEVER = "max_seconds after the request is sent"
+"""Only fields that RunPod's own clients ask for: one that does not exist would refuse the whole document."""
+AFTER_SENDING = "max_seconds after the request is sent"
 """Stands in a dry run where the request has a time."""
 
 
@@ -42,7 +41,7 @@ def created_by(order: Order) -> str:
     return SPOT if order.offer.spot else ON_DEMAND
 
 
-def create_body(order: Order, ends: str = NEVER) -> dict[str, Any]:
+def create_body(order: Order, ends: str = AFTER_SENDING) -> dict[str, Any]:
     options = options_of(order.options)
     return asked(CREATE[created_by(order)], {"input": _pod(order, options, ends)})
 
@@ -70,20 +69,20 @@ def _pod(order: Order, options: RunpodOptions, ends: str) -> dict[str, Any]:
         "startSsh": True,
         "env": [{"key": "PUBLIC_KEY", "value": order.public_key}, {"key": "DTRAIN_RUN", "value": order.run_id}],
         "dockerArgs": f"bash -c '{boot_command(order, _shutdown())}; exec {options.start}'",
-        "terminateAfter": ends,
     }
     if order.offer.region:
         pod["dataCenterId"] = order.offer.region
-    if order.offer.spot:
+    if not order.offer.spot:
+        pod["terminateAfter"] = ends
+    else:
         pod["bidPerGpu"] = round(order.offer.usd_per_hour / cards, 4)
     return pod
 
 
 def _shutdown() -> str:
-    query = asked(TERMINATE)["query"]
     return shutdown_program(
         method="POST",
         url=repr(f"{API.endpoint()}{PATH}"),
-        body=f'{{"query": {query!r}, "variables": {{"input": {{"podId": seen["RUNPOD_POD_ID"]}}}}}}',
+        body=f'{{"query": {TERMINATE!r}, "variables": {{"podId": seen["RUNPOD_POD_ID"]}}}}',
         key="RUNPOD_API_KEY",
     )

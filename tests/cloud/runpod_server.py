@@ -46,8 +46,7 @@ input PodFindAndDeployOnDemandInput {
 input PodRentInterruptableInput {
   name: String imageName: String gpuTypeId: String gpuCount: Int cloudType: CloudTypeEnum dataCenterId: String
   containerDiskInGb: Int volumeInGb: Int volumeMountPath: String minVcpuCount: Int minMemoryInGb: Int ports: String
-  supportPublicIp: Boolean startSsh: Boolean dockerArgs: String env: [EnvironmentVariableInput] terminateAfter: DateTime
-  bidPerGpu: Float!
+  supportPublicIp: Boolean startSsh: Boolean dockerArgs: String env: [EnvironmentVariableInput] bidPerGpu: Float!
 }
 type User { id: String clientBalance: Float currentSpendPerHr: Float spendLimit: Int pubKey: String pods: [Pod] }
 type GpuType {
@@ -63,8 +62,8 @@ type Pod {
   memoryInGb: Int port: Int ports: String uptimeSeconds: Int vcpuCount: Int volumeInGb: Int volumeMountPath: String
   machine: Machine runtime: Runtime
 }
-type Machine { podHostId: String gpuDisplayName: String dataCenterId: String }
-type Runtime { uptimeInSeconds: Int ports: [Port] }
+type Machine { podHostId: String gpuDisplayName: String }
+type Runtime { ports: [Port] }
 type Port { ip: String isIpPublic: Boolean privatePort: Int publicPort: Int type: String }
 """
 CARDS: tuple[dict[str, Any], ...] = (
@@ -142,7 +141,7 @@ class RunpodServer(Served):
             "costPerHr": (card["securePrice"] or 0) * told["gpuCount"], "gpuCount": told["gpuCount"],
             "imageName": told["imageName"], "dockerArgs": told.get("dockerArgs"), "machineId": f"host{self.made}",
             "env": [f"{one['key']}={one['value']}" for one in told.get("env") or []],
-            "machine": {"gpuDisplayName": card["displayName"], "dataCenterId": told.get("dataCenterId") or "EU-RO-1"},
+            "machine": {"gpuDisplayName": card["displayName"]},
         }  # fmt: skip
         self.pods[pod["id"]] = pod
         self.on_create(pod)
@@ -159,7 +158,6 @@ class RunpodServer(Served):
         address, port = self.address_of(name)
         about = {"privatePort": 22, "type": "tcp"}
         return {
-            "uptimeInSeconds": 9,
             "ports": [
                 {"ip": "100.65.0.9", "isIpPublic": False, "publicPort": 60122, **about},
                 {"ip": address, "isIpPublic": True, "publicPort": port, **about},

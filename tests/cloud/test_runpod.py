@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from dtrain_launchers.container import named
 from dtrain_launchers.runpod import Runpod
-from dtrain_launchers.runpod_request import NEVER
+from dtrain_launchers.runpod_request import AFTER_SENDING
 
 from dtrain.cloud import provider as api
 from dtrain.cloud.provider import Need, Offer, Order
@@ -88,7 +88,7 @@ def test_what_is_sent_is_what_was_shown(server: RunpodServer) -> None:
     provider.create(order())
     [sent] = [asked.as_json() for asked in server.log]
     ends = sent["body"]["variables"]["input"].pop("terminateAfter")
-    assert shown[0]["body"]["variables"]["input"].pop("terminateAfter") == NEVER
+    assert shown[0]["body"]["variables"]["input"].pop("terminateAfter") == AFTER_SENDING
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", ends)
     assert [sent] == list(shown)
     assert KEY not in json.dumps(shown)
