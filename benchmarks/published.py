@@ -138,6 +138,7 @@ def setup_of(row: Row) -> Setup:
         fp8_linears="fp8" in str(row["precision"].get("name") or row["precision"].get("compute")),
         fused_kernels=framework.fused_kernels or bool(row.get("liger")),
         packed=False,
+        transformers_code=False,
         frozen_keeps_inputs=framework.name == "litgpt",  # fused q, k, v with padded updates; bitsandbytes 0.41
         fp32_routing=framework.name in ("prime-rl", "torchtitan"),  # torchtitan's MoE scales experts' results in fp32
         offload_optimizer="cpu" if offload == "cpu" or "optimizer cpu" in offload else "none",

@@ -141,7 +141,7 @@ def opt(figures: Figures) -> ModelFacts:
 
 
 def bloom(figures: Figures) -> ModelFacts:
-    """ALiBi, and a norm right after the embedding."""
+    """ALiBi, and a norm right after the embedding; its tanh GELU is one function of its own."""
     dims = own_dims(figures, hidden="hidden_size", layers="n_layer", heads="n_head", inner="", positions="seq_length")
     linears = (
         *fused_attention(dims, "query_key_value", "dense", bias=True, out_bias=True),
@@ -155,7 +155,7 @@ def bloom(figures: Figures) -> ModelFacts:
         [block] * dims.layers,
         norm="layer",
         gated=False,
-        activation="gelu_new",
+        activation="gelu",
         extra_embedding=norm_width,
     )
 

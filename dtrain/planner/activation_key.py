@@ -57,7 +57,7 @@ class ActivationKey:
     targets: frozenset[str]
     adapter_width: float
     dropout: bool
-    written_out_gelu: bool
+    transformers_code: bool
     packed: bool
     tile_share: float
     """Tokens of a tile of the MLP, of all: 1 where nothing is tiled."""
@@ -84,7 +84,7 @@ class ActivationKey:
             targets=adapter.targets if adapter else frozenset(),
             adapter_width=DTYPE_BYTES[setup.dtypes.compute if setup.shards_weights else setup.dtypes.weights],
             dropout=bool(adapter and adapter.dropout),
-            written_out_gelu=not (setup.one_kernel_gelu or setup.compiled),
+            transformers_code=setup.transformers_code,
             packed=setup.packed,
             tile_share=min(1.0, setup.facts.hidden_size / setup.micro_batch_tokens) if setup.tiled_mlp else 1.0,
             sequence_parallel=setup.sequence_parallel_size,

@@ -89,11 +89,14 @@ def _padded_rows(key: ActivationKey, layer: Layer) -> float:
 
 def _activation_kept(key: ActivationKey) -> float:
     """Bytes per inner element that the MLP's activation keeps, the down projection's input aside."""
+    lean = key.fused or key.compiled
+    if key.facts.family == "gpt_oss" and not lean:
+        return key.width * 6  # both halves before and after their clamps, the sigmoid, and its product
     if key.facts.gated_mlp:
-        return key.width * (2 if key.fused or key.compiled else 3)
+        return key.width * (2 if lean else 3)
     if key.facts.activation == "relu":
         return 0.0  # it keeps its output, which the down projection keeps as well
-    if key.facts.activation == "gelu_new" and key.written_out_gelu:
+    if key.facts.activation == "gelu_new" and key.transformers_code and not key.compiled:
         return key.width * 4  # x, 0.5x, tanh and 1 + tanh: it is written out in Python (transformers/activations.py)
     return key.width
 

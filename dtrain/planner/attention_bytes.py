@@ -26,7 +26,7 @@ def attention_saved(key: ActivationKey, layer: Layer) -> float:
     kept += key.width * (query + 2 * attended_keys(key)) + attention_core(key) / tp
     if facts.qk_norm != "none":
         kept += (query + key_value) * norm_saved(key)
-    if len(parts.attention) == 1 and facts.family not in WITHOUT_ROTARY:
+    if len(parts.attention) == 1 and facts.family not in WITHOUT_ROTARY and key.sequence_parallel == 1:
         kept += key.width * (query + key_value)  # v is a view into the fused product, which stays whole
     copies = int(key.sequence_parallel > 1 or _documents_apart(key) or partly_rotary(facts))
     copies += int(not key.trained and key.frozen_keeps and key.quantised)
@@ -59,13 +59,23 @@ def rotary_tables(facts: ModelFacts) -> int:
 def attention_core(key: ActivationKey) -> float:
     """The output and what is kept to differentiate the softmax: a log-sum-exp a head, or whole score matrices."""
     facts = key.facts
-    output = key.width * facts.heads * facts.head_dim
+    query = facts.heads * facts.head_dim
+    output = key.width * query
+    if falls_to_math(key):  # all in fp32, keys and values expanded
+        return output + 3 * 4 * query + 4 * facts.heads * key.window
     scores = score_bytes(key)
     if not scores:
         return output + 4 * facts.heads
     groups = facts.heads // max(1, facts.kv_heads)
     repeated = 2 * key.width * facts.kv_heads * facts.head_dim * (groups - 1)
     return output + repeated + scores * facts.heads * key.window
+
+
+def falls_to_math(key: ActivationKey) -> bool:
+    """Falcon's single key head beside many query heads: torch's fused kernels do not take it, its formula does."""
+    facts = key.facts
+    single = facts.family == "falcon" and facts.kv_heads == 1 and facts.heads > 1
+    return single and key.transformers_code and key.attention == "sdpa"
 
 
 def _band(key: ActivationKey, layer: Layer) -> float:
@@ -86,6 +96,8 @@ def score_bytes(key: ActivationKey) -> float:
     """Bytes kept per score where whole score matrices exist; 0 where a kernel never makes them."""
     if key.attention in ("sdpa", "varlen") and softcapped(key.facts):
         return 4 + 2 * key.width  # tanh, the fp32 softmax and its 16-bit copy
+    if key.attention in ("sdpa", "varlen") and key.facts.family == "gpt_oss":  # its sinks, one more score a head
+        return 4 + key.width
     if key.attention == "eager" or key.facts.family in OWN_ATTENTION:
         return 4 + key.width
     if key.on_cpu and attention_dropout(key.facts) > 0:  # torch's CPU flash kernel has no dropout: its formula runs
@@ -118,6 +130,8 @@ def attention_working(key: ActivationKey) -> float:
 
 def scores_working(key: ActivationKey) -> float:
     """Gradients of score matrices, where attention makes them."""
+    if falls_to_math(key):
+        return 2 * 4 * key.facts.heads * key.window / key.tensor_parallel
     if not score_bytes(key):
         return 0.0
     return 2 * key.width * key.facts.heads * key.window / key.tensor_parallel

@@ -93,8 +93,8 @@ class Candidate:
         """Simplest first: usual kernels, nothing offloaded, low stage, little recomputed, few accumulation steps."""
         choice = self.choice
         return (
-            ATTENTION.index(choice.attention) if choice.attention in ATTENTION else len(ATTENTION),
-            CROSS_ENTROPY.index(choice.cross_entropy),
+            _place(ATTENTION, choice.attention),
+            _place(CROSS_ENTROPY, choice.cross_entropy),
             choice.sequence_parallel_size,
             int(choice.offload_params != "none"),
             int(choice.offload_optimizer != "none"),
@@ -102,6 +102,11 @@ class Candidate:
             CHECKPOINTING.index(choice.gradient_checkpointing),
             choice.gradient_accumulation_steps,
         )
+
+
+def _place(order: Sequence[str], value: str) -> int:
+    """In the planner's order of preference; what it never chooses by itself comes last."""
+    return order.index(value) if value in order else len(order)
 
 
 @dataclass(frozen=True)

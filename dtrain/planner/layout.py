@@ -11,6 +11,7 @@ from dtrain.hardware.profiles import Profile
 from dtrain.models.facts import ModelFacts
 from dtrain.planner.choice import Choice
 from dtrain.planner.optimizers import OptimizerSpec, optimizer_spec
+from dtrain.planner.parallel import OWN_ATTENTION
 from dtrain.planner.setup import CHUNK_TOKENS, AdapterSpec, Dtype, Dtypes, Setup, Sharding, ZeroBuckets
 from dtrain.planner.sparse_attention import in_sight
 
@@ -48,8 +49,8 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
         compiled=config.torch_compile,
         fp8_linears=config.fp8,
         fused_kernels=_has_liger_kernels(config),
-        one_kernel_gelu=config.plan_as is not None,
-        packed=config.plan_as is None and (config.sample_packing or choice.micro_batch_size > 1),
+        transformers_code=config.plan_as is None,
+        packed=_one_flat_row(config, facts, choice),
         frozen_keeps_inputs=config.plan_as is not None,
         fp32_routing=config.plan_as is not None,
         offload_optimizer=choice.offload_optimizer,
@@ -58,6 +59,12 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
         eval_micro_batch_size=eval_micro_batch(config, choice),
         gradient_clipping=config.max_grad_norm > 0,
     )
+
+
+def _one_flat_row(config: Config, facts: ModelFacts, choice: Choice) -> bool:
+    """dtrain puts documents behind each other, but where a model's own attention cannot keep them apart."""
+    several = config.sample_packing or choice.micro_batch_size > 1
+    return several and config.plan_as is None and facts.family not in OWN_ATTENTION
 
 
 def _has_liger_kernels(config: Config) -> bool:

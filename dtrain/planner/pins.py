@@ -14,7 +14,7 @@ from dtrain.models.facts import ModelFacts
 from dtrain.planner import sparse_attention
 from dtrain.planner.batch import divisors
 from dtrain.planner.choice import Precision
-from dtrain.planner.parallel import parallel_errors, unsharded_in_16_bits
+from dtrain.planner.parallel import OWN_ATTENTION, parallel_errors, unsharded_in_16_bits
 from dtrain.planner.positions import position_errors
 
 Offload = Literal["none", "cpu", "nvme"]
@@ -22,9 +22,11 @@ Checkpointing = Literal["none", "full", "selective", "offload"]
 CrossEntropy = Literal["eager", "chunked", "compiled", "fused"]
 
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full", "offload")
-CROSS_ENTROPY: tuple[CrossEntropy, ...] = ("chunked", "fused", "compiled", "eager")
+CROSS_ENTROPY: tuple[CrossEntropy, ...] = ("chunked", "eager")
 ATTENTION = ("flash_attention_3", "flash_attention_2", "sdpa")
 """What may be chosen by itself, as far as launch runs it. Eager attention needs more memory and more time than sdpa."""
+OWN_SDPA = frozenset({"falcon", "stablelm"})
+"""Families of OWN_ATTENTION that run torch's sdpa (`_supports_sdpa`, transformers 5.23); the others write it out."""
 ON_THE_CARD = (
     "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "paged_lion_8bit", "lion_32bit",
     "paged_lion_32bit",
@@ -53,7 +55,7 @@ class Space:
 def space_of(loaded: Loaded, profile: Profile, facts: ModelFacts) -> Space:
     """BadInputs with everything that cannot be planned."""
     config = loaded.config
-    errors = [*parallel_errors(loaded, facts), *_adapter_errors(loaded), *_tiling_errors(loaded, facts)]
+    errors = [*parallel_errors(loaded, facts), *_adapter_errors(loaded, profile), *_tiling_errors(loaded, facts)]
     errors += [*sparse_attention.errors_of(loaded, facts), *position_errors(loaded, facts)]
     errors += unsharded_in_16_bits(loaded, precision_of(loaded, profile))
     if errors:
@@ -63,7 +65,7 @@ def space_of(loaded: Loaded, profile: Profile, facts: ModelFacts) -> Space:
         offload_optimizer=_offload_optimizer(config, profile),
         offload_params=_offload_params(config, profile),
         checkpointing=_checkpointing(config, profile),
-        attention=_attention(config, profile),
+        attention=_attention(config, profile, facts),
         cross_entropy=_cross_entropy(config),
         sequence_parallel=_sequence_parallel(loaded, profile, facts),
         precision=precision_of(loaded, profile),
@@ -93,8 +95,12 @@ def _stages(loaded: Loaded, profile: Profile) -> tuple[int, ...]:
         return (0,)  # it scales by whole matrices, which the higher stages cut
     lowest = 0 if precision_of(loaded, profile) in ("fp32", "tf32") else 1
     # quantised weights cannot be sharded element by element, and tensor parallel has cut them already
-    highest = 2 if config.adapter == "qlora" or config.tensor_parallel_size > 1 else 3
+    highest = 2 if _quantised(config) or config.tensor_parallel_size > 1 else 3
     return tuple(range(lowest, highest + 1))
+
+
+def _quantised(config: Config) -> bool:
+    return config.load_in_4bit or config.load_in_8bit
 
 
 def _offload_optimizer(config: Config, profile: Profile) -> tuple[Offload, ...]:
@@ -128,11 +134,13 @@ def _cross_entropy(config: Config) -> tuple[CrossEntropy, ...]:
     return tuple(way for way in CROSS_ENTROPY if can_launch("cross_entropy", way))
 
 
-def _attention(config: Config, profile: Profile) -> tuple[str, ...]:
+def _attention(config: Config, profile: Profile, facts: ModelFacts) -> tuple[str, ...]:
     """Back ends whose kernels run: FlashAttention in 16 bits, its second generation from Ampere on, its third on
-    Hopper; torch's sdpa anywhere."""
+    Hopper; torch's sdpa anywhere. Some models have their own, which cannot be exchanged."""
     if config.attention != "auto":
         return (config.attention,)
+    if facts.family in OWN_ATTENTION and config.plan_as is None:
+        return ("sdpa" if facts.family in OWN_SDPA else "eager",)
     least = {"flash_attention_3": (9, 0), "flash_attention_2": (8, 0)}
     if sparse_attention.look_back(config) is not None:
         return (sparse_attention.back_end(config, profile),)
@@ -193,12 +201,16 @@ def _tiling_errors(loaded: Loaded, facts: ModelFacts) -> list[BadInput]:
     return [_at(loaded, "tiled_mlp", message, True, "set tiled_mlp: false")]
 
 
-def _adapter_errors(loaded: Loaded) -> list[BadInput]:
+def _adapter_errors(loaded: Loaded, profile: Profile) -> list[BadInput]:
     config = loaded.config
     errors = []
-    if config.adapter == "qlora" and config.zero_stage == 3:
-        message = "QLoRA's 4-bit weights cannot be sharded by ZeRO stage 3"
+    if _quantised(config) and config.zero_stage == 3:
+        message = f"QLoRA's {4 if config.load_in_4bit else 8}-bit weights cannot be sharded by ZeRO stage 3"
         errors.append(_at(loaded, "zero_stage", message, 3, "set zero_stage: 2, or adapter: lora", "0, 1, 2, auto"))
+    if config.cross_entropy in ("fused", "compiled") and profile.is_cpu and config.plan_as is None:
+        message = f"{config.cross_entropy} is for CUDA: its kernels are Triton's"
+        fix = "set cross_entropy: auto"
+        errors.append(_at(loaded, "cross_entropy", message, config.cross_entropy, fix, "auto, chunked, eager"))
     if config.optimizer in ON_THE_CARD and config.offload_optimizer in ("cpu", "nvme"):
         message = f"{config.optimizer} steps on the card and cannot be offloaded"
         fix = "set optimizer: adamw_torch, or offload_optimizer: none"

@@ -136,8 +136,8 @@ class Setup:
     """The blocks' matmuls run in fp8; weights and activations are held in the compute type (torchao)."""
     fused_kernels: bool = False
     """Liger-like norms, rope and gated activations that keep only their inputs."""
-    one_kernel_gelu: bool = False
-    """The tanh form of GELU is torch's kernel; transformers writes `gelu_new` out in Python."""
+    transformers_code: bool = True
+    """Blocks run as transformers writes them: `gelu_new` in Python, Falcon's single key head as it is."""
     packed: bool = False
     """Several documents behind each other in one row of tokens, as dtrain feeds every micro-batch."""
     frozen_keeps_inputs: bool = False

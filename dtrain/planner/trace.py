@@ -78,7 +78,7 @@ def spec_of(setup: Setup, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _in_a_child(specs: list[dict[str, Any]]) -> list[dict[str, int]]:
+def _in_a_child(specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     child = subprocess.run(
         [sys.executable, "-m", "dtrain.train.trace"],
         input=json.dumps(specs),
@@ -89,18 +89,18 @@ def _in_a_child(specs: list[dict[str, Any]]) -> list[dict[str, int]]:
     if child.returncode != 0:
         last = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
         raise RunFailed(f"the trace of the model failed: {last[0]}", fix="plan without --trace")
-    counted: list[dict[str, int]] = json.loads(child.stdout.splitlines()[-1])
+    counted: list[dict[str, Any]] = json.loads(child.stdout.splitlines()[-1])
     return counted
 
 
-def compared(setup: Setup, counted: Mapping[str, int]) -> list[TraceTerm]:
+def compared(setup: Setup, counted: Mapping[str, Any]) -> list[TraceTerm]:
     """The closed form of what was traced: the same layout on the CPU's kernels, without gradients or sharding."""
     alike = replace(
         setup,
         profile=resolve_profile("cpu"),
-        attention="sdpa",
+        attention=counted["attention"],
         cross_entropy="eager" if setup.cross_entropy == "eager" else "chunked",
-        packed=setup.micro_batch_size > 1,
+        packed=setup.micro_batch_size > 1 and not counted["padded"],
     )
     blocks, loss = Blocks.of(alike), loss_bytes(alike)
     head_input = blocks.hidden * (1 + alike.trained_positions / alike.micro_batch_tokens)

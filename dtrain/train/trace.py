@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from dtrain.train import attention, recompute, tiled_mlp
 from dtrain.train.batch import Batch
 from dtrain.train.live_bytes import LiveBytes
 from dtrain.train.loss import LossModel
+from dtrain.train.model import implementation
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,19 +42,25 @@ class CountedBytes(LiveBytes):
         self.peak = self.now
 
 
-def traced(spec: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes. `kept`: from the body's forward to its backward; the peaks include it. Weights are counted apart."""
+def traced(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Bytes. `kept`: from the body's forward to its backward; the peaks include it. Weights are counted apart.
+
+    `padded`: this model computes attention itself, with `attention`, and gets rows beside each other, not one flat row.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = _model(spec)
         loss_model = LossModel(model, spec["cross_entropy"], spec["chunks"])
-        batch = _batch(spec)
+        padded = not getattr(model, "_supports_attention_backend", False)
+        batch = _batch(spec, padded)
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
-        with CountedBytes() as live:
+        with _rows_are_documents() if padded else nullcontext(), CountedBytes() as live:
             live.include([*model.parameters(), *model.buffers()])
             weights = live.now
             counted = _step(loss_model, batch, live)
-    return {"weights": weights, **{name: size - weights for name, size in counted.items()}}
+    own = model.config._attn_implementation if padded else spec["attention"]
+    sizes = {name: size - weights for name, size in counted.items()}
+    return {"padded": padded, "attention": own, "weights": weights, **sizes}
 
 
 def _step(loss_model: LossModel, batch: Batch, live: CountedBytes) -> dict[str, int]:
@@ -80,7 +88,7 @@ def _model(spec: Mapping[str, Any]) -> Any:
     attention.register()
     config = transformers.AutoConfig.for_model(**spec["config"])
     model = transformers.AutoModelForCausalLM.from_config(
-        config, dtype=DTYPES[spec["dtype"]], attn_implementation=attention.TRANSFORMERS_NAMES[spec["attention"]]
+        config, dtype=DTYPES[spec["dtype"]], attn_implementation=implementation(config, spec["attention"])
     )
     model.train()
     model.config.use_cache = False
@@ -91,18 +99,32 @@ def _model(spec: Mapping[str, Any]) -> Any:
     return model
 
 
-def _batch(spec: Mapping[str, Any]) -> Batch:
-    """One flat row of `rows` documents of `sequence_len` tokens, every `1 / trained_share`-th position trained."""
+@contextmanager
+def _rows_are_documents() -> Iterator[None]:
+    """transformers looks for several documents in a row, and makes a mask where it cannot look, as in fake tensors."""
+    from transformers import masking_utils
+
+    looks = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda _: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = looks
+
+
+def _batch(spec: Mapping[str, Any], padded: bool) -> Batch:
+    """One flat row of `rows` documents of `sequence_len` tokens, or as many rows; of their positions the first
+    `trained_share` are trained."""
     rows, length = spec["rows"], spec["sequence_len"]
-    tokens = rows * length
-    trained = max(1, round(tokens * spec["trained_share"]))
-    positions = torch.arange(length).repeat(rows)[None]
+    trained = max(1, round(rows * length * spec["trained_share"]))
+    positions = torch.arange(length).repeat(rows, 1)
+    shape = (rows, length) if padded else (1, rows * length)
     return Batch(
-        ids_BT=torch.zeros(1, tokens, dtype=torch.long),
-        position_ids_BT=positions,
+        ids_BT=torch.zeros(shape, dtype=torch.long),
+        position_ids_BT=positions.reshape(shape),
         positions_N=torch.arange(trained),
         targets_N=torch.zeros(trained, dtype=torch.long),
-        attention_arguments={"document_lengths": (length,) * rows},
+        attention_arguments={} if padded else {"document_lengths": (length,) * rows},
     )
 
 

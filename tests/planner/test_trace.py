@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dtrain.errors import BadInput
+from dtrain.models import read
 from dtrain.models.facts import ModelFacts
 from dtrain.models.read import facts_from_config
 from dtrain.planner.setup import AdapterSpec, Dtypes, Setup
@@ -19,6 +20,12 @@ SIZE = {
 }  # fmt: skip
 GROUPED = {**SIZE, "num_key_value_heads": 2}
 EXPERTS = {**GROUPED, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 192, "head_dim": 32}
+LATENT = {
+    **SIZE, "num_key_value_heads": 8, "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16,
+    "v_head_dim": 32, "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "topk_group": 1,
+    "moe_intermediate_size": 192, "first_k_dense_replace": 1,
+}  # fmt: skip
+OLD = {"vocab_size": 1000, "n_embd": 256, "n_layer": 2, "n_head": 8, "n_positions": 2048}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": GROUPED,
     "mistral": {**GROUPED, "sliding_window": 128},
@@ -28,6 +35,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {**GROUPED, "head_dim": 32, "sliding_window": 128},
     "olmo": GROUPED,
     "olmo2": GROUPED,
+    "olmo3": {**GROUPED, "sliding_window": 128},
     "granite": GROUPED,
     "cohere": GROUPED,
     "phi": SIZE,
@@ -40,6 +48,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {**GROUPED, "num_local_experts": 8, "num_experts_per_tok": 2},
     "olmoe": EXPERTS,
     "qwen3_moe": EXPERTS,
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 192},
+    "granitemoe": {**GROUPED, "num_local_experts": 8, "num_experts_per_tok": 2},
+    "gpt_oss": {**EXPERTS, "num_local_experts": 8, "intermediate_size": 192, "sliding_window": 128},
+    "deepseek_v2": {**LATENT, "q_lora_rank": None, "n_group": 1},
+    "deepseek_v3": {**LATENT, "q_lora_rank": 64, "n_group": 2},
+    "gemma2": {**GROUPED, "head_dim": 32, "sliding_window": 128},
+    "gpt2": {**OLD, "n_inner": 704},
+    "gptj": {**OLD, "n_inner": 704, "rotary_dim": 16},
+    "bloom": {"vocab_size": 1000, "hidden_size": 256, "n_layer": 2, "n_head": 8},
+    "mpt": {"vocab_size": 1000, "d_model": 256, "n_layers": 2, "n_heads": 8, "max_seq_len": 2048},
+    "falcon": {**SIZE, "multi_query": True, "parallel_attn": True, "new_decoder_architecture": False, "bias": False},
 }
 CASES = [
     *((family, "none") for family in FAMILIES),
@@ -76,10 +95,16 @@ def test_every_family_within_ten_percent(
     family: str, checkpointing: str, counted: dict[tuple[str, str], list[TraceTerm]]
 ) -> None:
     terms = {term.name: term for term in counted[family, checkpointing]}
-    assert abs(terms["weights"].error) < 0.001
-    assert abs(terms["kept"].error) < (0.04 if checkpointing == "none" else 0.10), terms["kept"]
+    tables = family == "gptj"  # its rotary tables are a buffer, which a tiny model notices
+    assert abs(terms["weights"].error) < (0.08 if tables else 0.001)
+    exact = checkpointing == "none" and not family.startswith(("deepseek", "falcon"))
+    assert abs(terms["kept"].error) < (0.04 if exact else 0.10), terms["kept"]
     assert abs(terms["loss_peak"].error) < 0.10, terms["loss_peak"]
     assert abs(terms["backward_peak"].error) < 0.10, terms["backward_peak"]
+
+
+def test_every_family_that_can_be_counted_is_held_together_with_the_code() -> None:
+    assert set(FAMILIES) == set(read.FAMILIES)
 
 
 def test_adapters_are_not_traced() -> None:
