@@ -1,7 +1,7 @@
 # make setup   the environment: .venv with the pinned stack
 # make demo    trains a small storyteller on two CPU ranks and lets it write
 # make test    the test suite
-# make soak    two hundred kill -9 in a row; what comes out is tests/soak/kills.json
+# make soak    two hundred kill -9 in a row, every layout to every other; what comes out lies in tests/soak/*.json
 # make check   what CI runs: lint, types, tests
 PYTHON ?= python3
 VENV   := .venv
@@ -33,6 +33,7 @@ test: $(READY)
 
 soak: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.kills --kills 200 --json tests/soak/kills.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.crossings --json tests/soak/crossings.json
 
 lint: $(READY)
 	$(BIN)/ruff check .
