@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dtrain.errors import PartMissing
-from dtrain.launch import bundle, shared, tunnel
+from dtrain.launch import bundle, shared
 from dtrain.launch.api import Handle, Job, Rendered, Status
 from dtrain.paths import RunPaths
 
@@ -34,14 +34,14 @@ class SlurmLauncher:
 
     def __init__(self, cluster: Cluster | None = None) -> None:
         self.cluster = cluster or ThisMachine()
-        self.lines = tunnel.Lines()
+        self.logins = slurm_login.Logins()
         self._told: dict[str, tuple[float, Status]] = {}
         """When a run was asked about last, and the answer: a screen asks ten times a second."""
 
     def check(self, job: Job | None = None) -> list[str]:
         options = read_options(job.options) if job is not None else SlurmOptions()
         if job is not None and options.login is not None:
-            return slurm_login.problems(self.lines, job, options, options.login)
+            return slurm_login.problems(self.logins, job, options, options.login)
         missing = [part for part in ("sbatch", "squeue", "scancel", "scontrol") if not self.cluster.has(part)]
         if missing:
             return [
@@ -63,7 +63,7 @@ class SlurmLauncher:
         options = read_options(job.options)
         self._told.pop(job.run_id, None)
         if options.login is not None:
-            return slurm_login.submit(self.lines, job, options, options.login)
+            return slurm_login.submit(self.logins, job, options, options.login)
         number = ClusterRun(self.cluster, job.run_id, RunPaths(job.folder)).submit(job, rendered)
         return Handle(NAME, job.run_id, str(job.folder), {"job_id": number} if number else {})
 
@@ -98,5 +98,5 @@ class SlurmLauncher:
 
     def _run(self, handle: Handle) -> ClusterRun | LoginRun:
         paths = RunPaths(Path(handle.folder))
-        elsewhere = slurm_login.found(handle, paths, self.lines)
+        elsewhere = slurm_login.found(handle, paths, self.logins)
         return elsewhere or ClusterRun(self.cluster, handle.run_id, paths, handle.data.get("job_id"))

@@ -17,7 +17,7 @@ from dtrain.errors import DtrainError, LauncherRefused, Unreachable
 from dtrain.launch import bundle, far, machine, relay, secrets, shared, tunnel
 from dtrain.launch.api import Handle, Job, Rendered, Status
 from dtrain.launch.fetch import bring_home
-from dtrain.launch.machine import LOGIN_SHELL, Machine, Remote
+from dtrain.launch.machine import LOGIN_SHELL, Machine, Remote, Seen
 from dtrain.launch.mirror import Mirror, last_ended
 from dtrain.paths import RunPaths
 
@@ -33,19 +33,48 @@ END_SECONDS = 300.0
 """Beyond the ranks' time to save: for the launcher there to see every process gone."""
 
 
+_NAMES = ("PATH", "LD_LIBRARY_PATH", "SLURM_CONF")
+"""What finds SLURM's commands. Nothing else of a person's environment is put on a command line."""
+_SAY_THEM = 'echo; for name in "$0" "$@"; do echo "$name=${!name}"; done'
+
+
+class Logins:
+    """Lines to login nodes, and what one client found out about each."""
+
+    def __init__(self) -> None:
+        self.lines = tunnel.Lines()
+        self.seen: dict[Machine, Seen] = {}
+        """What a check saw, for the submit that follows it."""
+        self._commands: dict[tunnel.Tunnel, tuple[str, ...]] = {}
+
+    def remote(self, there: Machine, trust: tunnel.Trust, whole_login: bool = False) -> Remote:
+        """With the PATH a person has after logging in; `whole_login`: with all that is set up then, as for a job.
+
+        A profile may take a second or more: it is run once, and for a submit.
+        """
+        line = self.lines.to(there.host, trust)
+        return Remote(there, line, LOGIN_SHELL if whole_login else self._with_path(line))
+
+    def _with_path(self, line: tunnel.Tunnel) -> tuple[str, ...]:
+        if line not in self._commands:
+            answer = line.run(("bash", "-l", "-c", _SAY_THEM, *_NAMES))
+            said = answer.out.decode(errors="replace").splitlines()[-len(_NAMES) :]
+            self._commands[line] = ("env", *(word for word in said if not word.endswith("=")))
+        return self._commands[line]
+
+
 @dataclass(frozen=True, eq=False)
 class LoginNode:
     """SLURM's commands behind SSH, before dtrain itself is there."""
 
-    tunnel: tunnel.Tunnel
+    remote: Remote
 
     def has(self, command: str) -> bool:
-        return self.run(["command", "-v", command]).code == 0
+        return self.run(["sh", "-c", 'command -v "$0"', command]).code == 0
 
     def run(self, command: Sequence[str], text: str = "") -> Said:
-        shell = LOGIN_SHELL if command[0] != "command" else ("bash", "-l", "-c", '"$0" "$@"')
         try:
-            answer = self.tunnel.run((*shell, *command), text.encode(), ASK_SECONDS)
+            answer = self.remote.tunnel.run((*self.remote.shell, *command), text.encode(), ASK_SECONDS)
         except Unreachable as error:
             return Said(124, "", error.message)
         return Said(answer.code, answer.out.decode(errors="replace"), answer.err.decode(errors="replace"))
@@ -112,15 +141,16 @@ def _extras(job: Job) -> tuple[str, ...]:
 # --- checking and starting ----------------------------------------------------------------------------------------
 
 
-def problems(lines: tunnel.Lines, job: Job, options: SlurmOptions, login: Login) -> list[str]:
+def problems(logins: Logins, job: Job, options: SlurmOptions, login: Login) -> list[str]:
     """What would stop a submit, asked on the login node; nothing is written there."""
-    remote = _remote(lines, login)
+    tunnel.require_fabric()
     try:
-        seen = remote.probe()
+        remote = logins.remote(login.machine, login.trust)
+        seen = logins.seen[login.machine] = remote.probe()
     except (LauncherRefused, Unreachable) as error:
         return [str(DtrainError(error.message, fix=error.fix))]
     found = machine.problems(remote, seen) + machine.lacking(remote, bundle.expected_there(job.config))
-    cluster = LoginNode(remote.tunnel)
+    cluster = LoginNode(remote)
     if not cluster.has("sbatch"):
         found.append(f"sbatch is not on the PATH of {remote.name} after logging in: is it a login node?")
     if found:
@@ -130,15 +160,15 @@ def problems(lines: tunnel.Lines, job: Job, options: SlurmOptions, login: Login)
     return slurm_check.problems(cluster, on_cluster, inner, slurm_script.script(on_cluster, inner, there.agent_python))
 
 
-def submit(lines: tunnel.Lines, job: Job, options: SlurmOptions, login: Login) -> Handle:
+def submit(logins: Logins, job: Job, options: SlurmOptions, login: Login) -> Handle:
     """LauncherRefused: nothing was submitted. Unreachable: a job may be there, and the folder here knows where."""
     paths = RunPaths(job.folder)
     with shared.one_at_a_time(paths):
         try:
-            there = _made_ready(_remote(lines, login), _extras(job))
+            there = _made_ready(logins, login, _extras(job))
             where = far.Where(job.run_id, (there,), login.trust, _grace_seconds(job, options))
             where.note(paths)
-            run = LoginRun(where, paths, lines)
+            run = LoginRun(where, paths, logins)
             run.place(job, options)
         except Unreachable as error:
             raise LauncherRefused(error.message, key=f"{WHERE}.login", fix="nothing was submitted") from None
@@ -146,19 +176,16 @@ def submit(lines: tunnel.Lines, job: Job, options: SlurmOptions, login: Login) -
     return Handle(NAME, job.run_id, str(job.folder), {**where.as_json(), **data})
 
 
-def _remote(lines: tunnel.Lines, login: Login) -> Remote:
+def _made_ready(logins: Logins, login: Login, extras: tuple[str, ...]) -> Machine:
     tunnel.require_fabric()
-    return Remote(login.machine, lines.to(login.machine.host, login.trust), LOGIN_SHELL)
-
-
-def _made_ready(remote: Remote, extras: tuple[str, ...]) -> Machine:
-    seen = remote.probe()
+    remote = logins.remote(login.machine, login.trust)
+    seen = logins.seen.pop(login.machine, None) or remote.probe()
     found = machine.problems(remote, seen)
     if found:
         raise LauncherRefused("; ".join(found), key=f"{WHERE}.login")
-    remote = Remote(machine.settled(remote.machine, seen), remote.tunnel, remote.shell)
-    remote.make_environment(extras)
-    return remote.machine
+    there = machine.settled(login.machine, seen)
+    Remote(there, remote.tunnel, remote.shell).make_environment(extras)
+    return there
 
 
 def _grace_seconds(job: Job, options: SlurmOptions) -> float:
@@ -169,21 +196,21 @@ def _grace_seconds(job: Job, options: SlurmOptions) -> float:
 # --- a run there --------------------------------------------------------------------------------------------------
 
 
-def found(handle: Handle, paths: RunPaths, lines: tunnel.Lines) -> LoginRun | None:
+def found(handle: Handle, paths: RunPaths, logins: Logins) -> LoginRun | None:
     """The run of a handle, if it is behind a login node; also one whose client died before it got there."""
     where = far.Where.of(handle.data if "machines" in handle.data else {}, paths)
     meant = (shared.about(paths).get("options") or {}).get("login")
-    return LoginRun(where, paths, lines) if where is not None or meant else None
+    return LoginRun(where, paths, logins) if where is not None or meant else None
 
 
 class LoginRun:
     """One run, on the cluster of a login node; `where` is None as long as nothing was sent there."""
 
-    def __init__(self, where: far.Where | None, paths: RunPaths, lines: tunnel.Lines) -> None:
+    def __init__(self, where: far.Where | None, paths: RunPaths, logins: Logins) -> None:
         self.where = where
         self.paths = paths
         self.mirror = Mirror(paths, where.names if where else [])
-        self._lines = lines
+        self._logins = logins
 
     def place(self, job: Job, options: SlurmOptions) -> None:
         """The files of the run and its inputs, by checksum. An ended life is put aside there as it is here."""
@@ -208,7 +235,8 @@ class LoginRun:
             "launcher": NAME, "job": relay.job_as_json(on_cluster), "secrets": dict(sent),
             "rendered": asdict(_rendered(job, options, there)),
         }  # fmt: skip
-        data: Mapping[str, Any] = self._ask("submit", told, SUBMIT_SECONDS)["data"]
+        remote = self._logins.remote(there, self._where.trust, whole_login=True)  # sbatch hands its environment on
+        data: Mapping[str, Any] = remote.module("dtrain.launch.relay", told, SUBMIT_SECONDS, "submit")["data"]
         return data
 
     def status(self) -> Status:
@@ -256,8 +284,7 @@ class LoginRun:
 
     @property
     def _remote(self) -> Remote:
-        there = self._where.machines[0]
-        return Remote(there, self._lines.to(there.host, self._where.trust), LOGIN_SHELL)
+        return self._logins.remote(self._where.machines[0], self._where.trust)
 
     @property
     def _handle(self) -> Handle:
