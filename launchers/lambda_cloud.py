@@ -83,15 +83,15 @@ class Lambda:
         ]
 
     def create(self, order: Order) -> Instance:
-        """The key is registered first: a launch names it. What did not come about leaves none."""
+        """The run's key is registered first: a launch names it. A run of which nothing came about leaves none."""
         register, launch = self.requests(order)
-        if not self._keys(order.name):
+        if not self._keys(order.run_id):
             self._api.ask(register["method"], register["path"], register["body"])
         try:
             (number,) = self._api.ask(launch["method"], launch["path"], launch["body"])["instance_ids"]
         except ProviderError as refused:
-            if refused.retry_seconds is None:  # nobody will ask for it again: nothing of it may stay
-                self._forget_keys(order.name)
+            if refused.retry_seconds is None:  # nobody will ask for it again
+                self.tidy(order.run_id)
             raise
         return Instance(
             provider=NAME, id=number, name=order.name, run_id=order.run_id, node=order.node, state="starting",
@@ -108,8 +108,14 @@ class Lambda:
             self._api.ask("POST", TERMINATE, self.ending(instance)["body"])
 
     def tidy(self, run_id: str) -> None:
-        """The SSH keys of a run whose machines are gone."""
-        self._forget_keys(f"dtrain-{run_id}-")
+        """The SSH key of a run. Machines that are up do not need it any more."""
+        for number in self._keys(run_id):
+            try:
+                self._api.ask("DELETE", f"{KEYS}/{number}")
+            except ProviderError:
+                if number in self._keys(run_id):
+                    raise
+                continue  # another process was faster
 
     def ending(self, instance: Instance) -> Mapping[str, Any]:
         """The request that ends a machine, for a watchdog on it. The key stands in it by name."""
@@ -122,26 +128,21 @@ class Lambda:
     def _api(self) -> LambdaApi:
         return LambdaApi(key_or_refuse(), self.options, self._pace)
 
-    def _keys(self, of: str) -> list[str]:
-        """Numbers of a machine's key, or of all keys of a run (`of` then ends with a dash)."""
-        told = self._api.ask("GET", KEYS)
-        return [key["id"] for key in told if key["name"] == of or (of.endswith("-") and key["name"].startswith(of))]
-
-    def _forget_keys(self, of: str) -> None:
-        for number in self._keys(of):
-            try:
-                self._api.ask("DELETE", f"{KEYS}/{number}")
-            except ProviderError:
-                if number in self._keys(of):
-                    raise
-                continue  # another process was faster
+    def _keys(self, run_id: str) -> list[str]:
+        """Numbers of the keys that are registered for a run."""
+        return [key["id"] for key in self._api.ask("GET", KEYS) if key["name"] == _key_name(run_id)]
 
 
 # --- what is sent --------------------------------------------------------------------------------------------------
 
 
+def _key_name(run_id: str) -> str:
+    return f"dtrain-{run_id}"
+
+
 def _key(order: Order) -> dict[str, Any]:
-    return {"name": order.name, "public_key": order.public_key.strip()}
+    """One for all machines of a run, as they have one key."""
+    return {"name": _key_name(order.run_id), "public_key": order.public_key.strip()}
 
 
 def _launch(order: Order) -> dict[str, Any]:
@@ -149,7 +150,7 @@ def _launch(order: Order) -> dict[str, Any]:
     return {
         "region_name": order.offer.region,
         "instance_type_name": order.offer.machine,
-        "ssh_key_names": [order.name],
+        "ssh_key_names": [_key_name(order.run_id)],
         "name": order.name,
         "image": _image(order.image or IMAGE),
         "user_data": _closed_to_others(order.user_data, order.client_address),

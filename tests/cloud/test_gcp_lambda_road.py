@@ -22,6 +22,7 @@ from tests.cloud.gcp_world import GcpWorld
 from tests.cloud.lambda_world import LambdaWorld
 from tests.cloud.leaks import Case, cases_of, gc_once, kill_keeper, table, try_case
 from tests.launch.conftest import wait_until
+from tests.launch.launcher_contract import LauncherContract
 
 NewJob = Callable[..., Job]
 AnyWorld = GcpWorld | LambdaWorld
@@ -32,7 +33,9 @@ PROVIDERS: dict[str, tuple[Callable[[Datacenter], AnyWorld], type[CloudLauncher]
 AS_OFFERED = {"machine": None, "usd_per_hour": None}
 """The provider is asked what it has."""
 SWEEP = os.environ.get("DTRAIN_LEAK_SWEEP", "")
-long = pytest.mark.skipif(not SWEEP, reason="DTRAIN_LEAK_SWEEP names a folder for the table of every call and stage")
+long = pytest.mark.skipif(
+    not SWEEP, reason="minutes: DTRAIN_LEAK_SWEEP names a folder for the table of every call and stage"
+)
 
 
 @pytest.fixture(scope="module", params=list(PROVIDERS))
@@ -42,9 +45,13 @@ def world(datacenter: Datacenter, request: pytest.FixtureRequest) -> Iterator[An
     made.close()
 
 
+def launcher_of(world: AnyWorld) -> CloudLauncher:
+    return next(launcher for kind, launcher in PROVIDERS.values() if type(world) is kind)()
+
+
 @pytest.fixture
 def launcher(world: AnyWorld) -> CloudLauncher:
-    return next(launcher for kind, launcher in PROVIDERS.values() if type(world) is kind)()
+    return launcher_of(world)
 
 
 def test_the_whole_road(world: AnyWorld, launcher: CloudLauncher, cloud_job: NewJob, home: Path) -> None:
@@ -120,6 +127,17 @@ def test_every_call_and_every_stage(
     Path(SWEEP, f"leaks_{launcher.name}.json").write_text(json.dumps(told, indent=1) + "\n")
     assert (told["reached"], told["leaked"], told["lost"], told["doubled"]) == (told["tried"], 0, 0, 0)
     assert left == []
+
+
+@long
+class TestContract(LauncherContract):
+    @pytest.fixture
+    def launcher(self, world: AnyWorld) -> CloudLauncher:
+        return launcher_of(world)
+
+    @pytest.fixture
+    def new_job(self, cloud_job: NewJob) -> NewJob:
+        return cloud_job
 
 
 @long

@@ -74,6 +74,7 @@ def order(offer: Offer = H100, **changed: Any) -> Order:
 def test_what_is_sent_is_what_a_dry_run_prints(cloud: Lambda, server: LambdaServer) -> None:
     image = "43336648-096d-4cba-9aa2-f9bb7727639d"
     for wanted in (order(), order(attempt=2, image=image), order(attempt=3, image="my-family")):
+        cloud.tidy(RUN)
         server.log.clear()
         cloud.create(wanted)
         assert json.loads(json.dumps(cloud.requests(wanted))) == [one.as_json() for one in server.sent("POST")]
@@ -149,6 +150,13 @@ def test_what_a_refused_launch_says(
     assert (server.leftovers() == []) is (kind is not api.OutcomeUnknown), "what may be asked for again keeps its key"
 
 
+def test_machines_of_one_run_share_its_key(cloud: Lambda, server: LambdaServer) -> None:
+    for attempt in (1, 2):
+        cloud.create(order(attempt=attempt))
+    assert server.leftovers() == [f"dtrain-{RUN}"]
+    assert len(server.sent("POST", "/ssh-keys$")) == 1
+
+
 def test_an_answer_that_is_lost_is_found_again(cloud: Lambda, server: LambdaServer) -> None:
     """Lambda has no token: a second launch would be a second machine. The name tells."""
     server.faults.append(Fault("POST", "/launch$", performed=True, cut=True))
@@ -159,15 +167,6 @@ def test_an_answer_that_is_lost_is_found_again(cloud: Lambda, server: LambdaServ
     cloud.destroy(found)
     cloud.tidy(RUN)
     assert server.leftovers() == []
-
-
-def test_the_tenth_machine_has_a_key_of_its_own(cloud: Lambda, server: LambdaServer) -> None:
-    for attempt in (10, 1):
-        cloud.create(order(attempt=attempt))
-    server.fail_next.append((400, "global/quota-exceeded", "Quota exceeded."))
-    with pytest.raises(api.QuotaReached):
-        cloud.create(order(attempt=1))
-    assert server.leftovers() == [order(attempt=10).name]
 
 
 def test_a_machine_is_ours_by_its_name_too(cloud: Lambda, server: LambdaServer) -> None:
