@@ -79,7 +79,7 @@ def collect(stray: Stray, named: bool, say: Say) -> str:
         rental.drive()
     if rental.survivors is not None:
         raise rental.survivors
-    return rental.progress.words
+    return rental.tell.progress.words
 
 
 def _end_foreign(stray: Stray, named: bool, say: Say) -> str:

@@ -256,8 +256,12 @@ def _as_refusal(told: Mapping[str, Any]) -> LauncherRefused | BadInput:
 
 def _with_addresses(there: Mapping[int, Instance], progress: Progress) -> dict[int, Instance]:
     """A machine has its address only some time after it was created."""
-    known = {one["name"]: one["address"] for one in progress.machines}
-    return {node: replace(one, address=known.get(one.name) or one.address) for node, one in there.items()}
+    known = {one["name"]: one for one in progress.machines}
+    return {
+        node: replace(one, address=known[one.name]["address"], port=known[one.name]["port"])
+        for node, one in there.items()
+        if one.name in known
+    }
 
 
 # --- what is sent -------------------------------------------------------------------------------------------------
@@ -311,10 +315,15 @@ def _book(launcher: str, job: Job, options: CloudOptions, hours: float, limit_ho
     return OrderBook(
         run_id=job.run_id, launcher=launcher, options=dict(job.options), gpu=gpu_of(job), nodes=job.nodes,
         ranks_per_node=job.ranks_per_node, device=job.device,
-        extras=["train", "wandb"] if job.config.get("wandb_project") else ["train"], plan=dict(job.plan),
+        extras=_extras(job, options), plan=dict(job.plan),
         files=_documents(job, options), inputs=[(str(one.local), one.there) for one in inputs],
         estimated_hours=hours, limit_hours=limit_hours,
     )  # fmt: skip
+
+
+def _extras(job: Job, options: CloudOptions) -> list[str]:
+    wandb = ["wandb"] if job.config.get("wandb_project") else []
+    return ["train", *wandb, *(["aws"] if (options.output or "").startswith("s3:") else [])]
 
 
 def _commands(job: Job, options: CloudOptions) -> tuple[tuple[str, ...], ...]:

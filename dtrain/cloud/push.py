@@ -8,8 +8,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from dtrain.files import write_json
 from dtrain.launch.ending import Ending, last_checkpoint
 from dtrain.paths import RunPaths
+
+PUSHED = "pushed.json"
 
 
 class Sent:
@@ -21,13 +24,18 @@ class Sent:
         self._model = False
 
     def bring_up_to_date(self, paths: RunPaths, over: bool) -> None:
-        """The newest whole checkpoint, and the model once it is there. A failure is said and tried again later."""
+        """The newest whole checkpoint, and the model once it is there. A failure is said, and tried again later while
+        the run goes on; at the end `pushed.json` tells how it went."""
         if self.output is None:
             return
+        problem = None
         try:
             self._bring(paths, over)
         except Exception as error:  # a bucket that cannot be written must not stop the run
-            print(f"nothing goes to {self.output}: {type(error).__name__}: {error}", flush=True)
+            problem = f"{type(error).__name__}: {error}"
+            print(f"nothing goes to {self.output}: {problem}", flush=True)
+        if over:
+            write_json(paths.run / PUSHED, {"output": self.output, "problem": problem})
 
     def _bring(self, paths: RunPaths, over: bool) -> None:
         assert self.output is not None

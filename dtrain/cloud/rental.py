@@ -23,10 +23,10 @@ from dtrain.cloud.market import Market
 from dtrain.cloud.meter import Meter
 from dtrain.cloud.options import CloudOptions
 from dtrain.cloud.order_book import OrderBook
-from dtrain.cloud.progress import Progress, Stage
 from dtrain.cloud.provider import Instance, ProviderError
 from dtrain.cloud.run_there import RunThere, Unbootable, last_whole_checkpoint
 from dtrain.cloud.stop_request import StopRequest
+from dtrain.cloud.telling import Telling
 from dtrain.errors import DtrainError, LauncherRefused, StillBilled, Unreachable
 from dtrain.launch.ending import INTERRUPTED, Ending, interrupted, last_checkpoint, put_aside
 from dtrain.launch.far import Unfit
@@ -56,9 +56,7 @@ class Rental:
         self.machines = Machines(market, terms)
         self.meter = Meter(book, options, self._standing())
         self.choice = Choice(book, options, market.providers, self.meter)
-        self.progress = Progress.read(paths) or Progress.fresh(book.run_id, 1)
-        if self.progress.life != self._standing().life:
-            self.progress = Progress.fresh(book.run_id, self._standing().life)
+        self.tell = Telling(paths, book, self._standing)
         self.rented: RunThere | None = None
         self.survivors: StillBilled | None = None
         """What is left when the patience is over."""
@@ -115,15 +113,15 @@ class Rental:
         if not self._is_wanted():
             return self._stopped_there()
         rented = self._connect(self._booted(self._complete()))
-        self._say("booting", "waiting for SSH")
-        rented.wait_for_ssh(self._is_wanted, lambda words: self._say("booting", words))
+        self.tell.say("booting", "waiting for SSH")
+        rented.wait_for_ssh(self._is_wanted, lambda words: self.tell.say("booting", words))
         if not self._is_wanted():
             return self._stopped_there()
         self._arm(rented)
-        self._say("preparing", "making dtrain's environment on the machine")
+        self.tell.say("preparing", "making dtrain's environment on the machine")
         rented.prepare()
-        self.progress = replace(self.progress, run_sent=True)
-        self._say("preparing", "sending the run, trying the machine out")
+        self.tell.run_sent(True)
+        self.tell.say("preparing", "sending the run, trying the machine out")
         rented.start()
         rented.watch_over(self.meter.seconds_to_stop(), self.meter.words_there())
         return self._watch(rented)
@@ -138,8 +136,8 @@ class Rental:
         """Nobody wants it any more: what lives on a machine is told to save, for as long as the limit allows."""
         request = self._stop_request()
         there = self._booted(self.machines.there(may_order=False))
-        while there and self.progress.run_sent and not self.meter.is_over():
-            self._say("training", f"stopping: {self._stop_words()}")
+        while there and self.tell.progress.run_sent and not self.meter.is_over():
+            self.tell.say("training", f"stopping: {self._stop_words()}")
             rented = self._connect(there)
             if self._told(rented, request or StopRequest(False)):
                 rented.far.status()
@@ -156,27 +154,31 @@ class Rental:
     def _complete(self) -> dict[int, Instance]:
         """A machine for each node: those that are there, and new ones."""
         there = self.machines.there()
-        self._show(there)
+        self.tell.show(there)
         while len(there) < self.book.nodes:
             node = min(set(range(self.book.nodes)) - set(there))
-            self._say("choosing", "looking for a machine")
+            self.tell.say("choosing", "looking for a machine")
             offer = self.choice.next(beside=next(iter(there.values()), None))
-            self._say("creating", f"{offer.machine} in {offer.region} at {offer.provider}, ${offer.usd_per_hour:.2f}/h")
+            self.tell.say(
+                "creating", f"{offer.machine} in {offer.region} at {offer.provider}, ${offer.usd_per_hour:.2f}/h"
+            )
             try:
                 there[node] = self.machines.create(node, offer, self.meter.remaining_seconds(offer))
             except ProviderError as error:
                 self.choice.refuse(offer, error)
                 self.machines.give_back(list(there.values()), f"no second machine beside it: {error.message}")
                 there = {}
-            self._show(there)
+            self.tell.show(there)
         return there
 
     def _booted(self, machines: dict[int, Instance]) -> dict[int, Instance]:
-        ready = self.machines.wait_for_addresses(machines, self._is_wanted, lambda words: self._say("booting", words))
+        ready = self.machines.wait_for_addresses(
+            machines, self._is_wanted, lambda words: self.tell.say("booting", words)
+        )
         missing = sorted(set(machines) - set(ready))
         if missing and self._is_wanted():
             raise Unbootable("the provider shows no running machine with an address in time", missing)
-        self._show(ready)
+        self.tell.show(ready)
         return ready
 
     def _give_back(self, nodes: Sequence[int], error: LauncherRefused) -> None:
@@ -189,8 +191,8 @@ class Rental:
         tried = [one for one in self._standing().of_this_life if one.why.startswith(GIVEN_BACK)]
         if len(tried) >= BAD_HOSTS:
             raise LauncherRefused(f"{len(tried)} machines were given back, the last: {error.message}")
-        self.progress = replace(self.progress, run_sent=False)
-        self._say("choosing", f"given back: {error.message}")
+        self.tell.run_sent(False)
+        self.tell.say("choosing", f"given back: {error.message}")
 
     def _after_taken(self, why: str) -> None:
         """What can be saved comes home; the machine goes; the next one goes on from the last checkpoint."""
@@ -199,9 +201,9 @@ class Rental:
             self.rented.close()
         self.machines.give_back(list(self.machines.there().values()) + self._leaving(), f"{TAKEN}: {why}")
         put_aside(self.paths)
-        self.progress = replace(self.progress, run_sent=False)
+        self.tell.run_sent(False)
         step = last_whole_checkpoint(self.paths) or 0
-        self._say("choosing", f"{why}; going on after step {step} on another machine")
+        self.tell.say("choosing", f"{why}; going on after step {step} on another machine")
 
     def _leaving(self) -> list[Instance]:
         """Machines that stop or were announced to: still listed, not ours to use."""
@@ -217,10 +219,10 @@ class Rental:
         while True:
             request = self._stop_request()
             if request is not None and not told_to_stop:
-                self._say("training", f"stopping: {request.why}")
+                self.tell.say("training", f"stopping: {request.why}")
                 told_to_stop = self._told(rented, request)
             status = rented.far.status()
-            self._say("training", status.reason)
+            self.tell.say("training", status.reason)
             ending = Ending.read(self.paths)
             if ending is not None:
                 return self._final(ending)
@@ -287,45 +289,62 @@ class Rental:
             return ending
         ending.write(self.paths)
         there = self.machines.there(self._is_wanted())
-        while there and self.progress.run_sent:
-            self._say("fetching", "bringing the results home")
+        while there and self.tell.progress.run_sent:
+            self.tell.say("fetching", "bringing the results home")
             rented = self.rented or self._connect(self._booted(there))
             try:
-                rented.fetch(lambda line: self._say("fetching", line))
+                rented.fetch(lambda line: self.tell.say("fetching", line))
+                ending = self._at_output(rented, ending)
                 break
             except (LauncherRefused, Unreachable) as error:
                 if self.meter.is_over():
                     return replace(
                         ending, reason=f"{ending.reason}; NOT ALL IS HOME, the limit was reached: {error.message}"
                     )
-                self._say("fetching", f"trying again: {error.message}")
+                self.tell.say("fetching", f"trying again: {error.message}")
             time.sleep(self.options.poll_seconds)
             there = self.machines.there(self._is_wanted())
         self.ledger.home()
         return ending
 
+    def _at_output(self, rented: RunThere, ending: Ending) -> Ending:
+        """The machine stays until its warden has sent everything to `output`, or says why it cannot."""
+        if self.options.output is None:
+            return ending
+        while not self.meter.is_over():
+            told = rented.pushed()
+            if told is not None:
+                problem = told["problem"]
+                why = f"{ending.reason}; NOT at {self.options.output}: {problem}"
+                return replace(ending, reason=why) if problem else ending
+            self.tell.say("fetching", f"waiting until all is at {self.options.output}")
+            time.sleep(self.options.poll_seconds)
+        return replace(
+            ending, reason=f"{ending.reason}; perhaps not all is at {self.options.output}: the limit was reached"
+        )
+
     def _try_to_fetch(self, rented: RunThere) -> None:
         """Of a machine that may go any moment: what comes, comes."""
         try:
-            rented.fetch(lambda line: self._say("training", f"coming home: {line}"), "last")
+            rented.fetch(lambda line: self.tell.say("training", f"coming home: {line}"), "last")
         except DtrainError as error:
-            self._say("training", f"not home: {error.message}")
+            self.tell.say("training", f"not home: {error.message}")
 
     def _close(self, ending: Ending) -> None:
         """Destroy, look until it is gone, publish how it ended."""
-        self._say("destroying", "asking the provider to end the machines")
+        self.tell.say("destroying", "asking the provider to end the machines")
         try:
             teardown.destroy_all(
                 self.market, self.book.run_id, ending.reason, self.options.poll_seconds,
-                lambda words: self._say("destroying", words),
+                lambda words: self.tell.say("destroying", words),
             )  # fmt: skip
         except StillBilled as error:
-            self._say("over", error.message)
+            self.tell.say("over", error.message)
             self._publish(replace(ending, code=error.exit_code, reason=f"{ending.reason}; {error.message}"))
             self.survivors = error
             return
-        self._show({})
-        self._say("over", f"{ending.reason}; {self.meter.cost_words(self._standing())}")
+        self.tell.show({})
+        self.tell.say("over", f"{ending.reason}; {self.meter.cost_words(self._standing())}")
         self._publish(ending)
         self.ledger.ended(ending.reason)
         remove_keys(self.book.run_id)
@@ -337,8 +356,7 @@ class Rental:
         """Nothing was rented: the client that asked tells, and takes the run back."""
         self.ledger.ended(f"refused: {error.message}")
         remove_keys(self.book.run_id)
-        self.progress = replace(self.progress, refused=error.as_json())
-        self._say("over", error.message)
+        self.tell.refused(error)
 
     def _was_nothing_rented(self) -> bool:
         return all(one.state == "refused" for one in self._standing().of_this_life)
@@ -349,24 +367,6 @@ class Rental:
         standing = self.ledger.standing()
         assert standing is not None, "submit writes the ledger's first line before a keeper lives"
         return standing
-
-    def _say(self, stage: Stage, words: str) -> None:
-        self.progress = self.progress.at(stage, words, self._standing().usd(time.time()))
-        self.progress.write(self.paths)
-
-    def _show(self, machines: dict[int, Instance]) -> None:
-        told = [
-            {"name": one.name, "id": one.id, "provider": one.provider, "region": one.region, "machine": one.machine,
-             "address": one.address, "console": one.console}
-            for one in machines.values()
-        ]  # fmt: skip
-        standing = self._standing()
-        rate = sum(one.usd_per_hour for one in standing.may_exist)
-        estimated = rate * self.book.estimated_hours if rate else self.progress.estimated_usd
-        limit = rate * self.book.limit_hours if rate else self.progress.limit_usd
-        self.progress = replace(
-            self.progress, machines=told, usd_per_hour=rate, estimated_usd=estimated, limit_usd=limit
-        )
 
 
 def _as_told(error: Exception) -> DtrainError:

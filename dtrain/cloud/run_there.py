@@ -16,6 +16,7 @@ from dtrain.cloud.keys import RunKeys
 from dtrain.cloud.options import BASE, CloudOptions
 from dtrain.cloud.order_book import OrderBook
 from dtrain.cloud.provider import Instance
+from dtrain.cloud.push import PUSHED
 from dtrain.cloud.warden import NOTICE, Duty
 from dtrain.errors import BadInput, DtrainError, LauncherRefused, RunFailed, Unreachable
 from dtrain.files import read_json
@@ -112,12 +113,18 @@ class RunThere:
 
     def notice(self) -> Mapping[str, Any] | None:
         """What a warden left: why it stopped the run, and whether the machine is being taken away."""
-        for remote in self.far.remotes:
-            with contextlib.suppress(Unreachable, LauncherRefused):
-                answer = remote.tunnel.run(("cat", f"{remote.machine.run_folder(self.book.run_id)}/dtrain/{NOTICE}"))
-                if answer.code == 0:
-                    told: dict[str, Any] = json.loads(answer.out)
-                    return told
+        return next((told for remote in self.far.remotes if (told := self._left(remote, NOTICE)) is not None), None)
+
+    def pushed(self) -> Mapping[str, Any] | None:
+        """What the first machine's warden left once all went to `output`, or did not; None: it is at it."""
+        return self._left(self.far.remotes[0], PUSHED)
+
+    def _left(self, remote: Remote, name: str) -> Mapping[str, Any] | None:
+        with contextlib.suppress(Unreachable, LauncherRefused):
+            answer = remote.tunnel.run(("cat", f"{remote.machine.run_folder(self.book.run_id)}/dtrain/{name}"))
+            if answer.code == 0:
+                told: dict[str, Any] = json.loads(answer.out)
+                return told
         return None
 
     def _share(self) -> Share:

@@ -68,9 +68,10 @@ class AwsWorld:
 
         self._lock = threading.RLock()
         self._last_create = 0.0
-        self.moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self.moto = ThreadedMotoServer(ip_address="0.0.0.0", port=0, verbose=False)
         self.moto.start()
-        self.moto_url = "http://{}:{}".format(*self.moto.get_host_and_port())
+        self.moto_port = self.moto.get_host_and_port()[1]
+        self.moto_url = f"http://127.0.0.1:{self.moto_port}"
         handler = type("Handler", (_Handler,), {"world": self})
         self.server = ThreadingHTTPServer(("0.0.0.0", 0), handler)
         self.server.daemon_threads = True
