@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dtrain.cloud.estimate import affordable
-from dtrain.cloud.market import patiently
+from dtrain.cloud.market import PATIENCE_SECONDS, patiently
 from dtrain.cloud.meter import Meter
 from dtrain.cloud.options import CloudOptions
 from dtrain.cloud.order_book import OrderBook
@@ -81,11 +81,14 @@ def _as_told(need: Need, options: CloudOptions, provider: str, region: str) -> O
     )  # fmt: skip
 
 
-def offers(need: Need, options: CloudOptions, first: str, providers: Mapping[str, Provider]) -> Sequence[Offer]:
+def offers(
+    need: Need, options: CloudOptions, first: str, providers: Mapping[str, Provider],
+    patience_seconds: float = PATIENCE_SECONDS,
+) -> Sequence[Offer]:  # fmt: skip
     """What could be rented, cheapest first; with --anywhere also from every other provider with credentials."""
     if options.machine and options.usd_per_hour and options.regions:
         return [_as_told(need, options, first, region) for region in options.regions]
-    found = list(patiently(lambda: providers[first].offers(need)))
+    found = list(patiently(lambda: providers[first].offers(need), patience_seconds))
     for name, provider in providers.items():
         if name == first or not options.anywhere or (need.nodes > 1 and not provider.abilities.several_nodes):
             continue
