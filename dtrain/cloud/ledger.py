@@ -1,6 +1,6 @@
 """What was rented for a run, written before it is asked for: `$DTRAIN_HOME/rentals/RUN_ID.jsonl`, synced lines.
 
-    begun → intended NAME → created NAME → destroying NAME → gone NAME → home → ended
+    begun → intended NAME → created NAME → listed NAME → destroying NAME → gone NAME → home → ended
                          ↘ refused NAME
 
 A client that is killed between any two lines leaves a ledger from which `Standing` tells what may exist.
@@ -50,6 +50,10 @@ class Rented:
     """Why it was refused or given back."""
     life: int = 1
     """Of the run, in which it was ordered."""
+    made: float = 0.0
+    """When the provider said that it exists."""
+    listed: bool = False
+    """The provider has named it in a list: from then on its absence from one means that it is gone."""
 
     @property
     def may_exist(self) -> bool:
@@ -120,6 +124,10 @@ class Ledger:
 
     def created(self, instance: Instance) -> None:
         self._add("created", name=instance.name, instance=asdict(instance))
+
+    def listed(self, name: str) -> None:
+        """The first time that the provider names it in a list."""
+        self._add("listed", name=name)
 
     def refused(self, name: str, why: str) -> None:
         """The provider said no, or the machine never appeared: nothing is billed."""
@@ -210,9 +218,12 @@ def _intended(told: Mapping[str, Any], life: int) -> Rented:
 
 
 def _changed(one: Rented, told: Mapping[str, Any]) -> Rented:
+    if told["event"] == "listed":
+        return replace(one, listed=True)
     state: MachineState = told["event"]
     instance = Instance(**told["instance"]) if "instance" in told else one.instance
-    return replace(one, state=state, told=told["time"], instance=instance, why=told.get("why", one.why))
+    made = told["time"] if state == "created" else one.made
+    return replace(one, state=state, told=told["time"], instance=instance, why=told.get("why", one.why), made=made)
 
 
 def all_ledgers() -> list[Ledger]:

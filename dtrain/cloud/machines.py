@@ -51,7 +51,9 @@ class Machines:
             return self._settled(one, may_order)
         if one.state == "destroying":
             return None
-        instance = next((it for it in self.market.find(one.provider, self.terms.run_id) if it.name == one.name), None)
+        listed = self.market.find(one.provider, self.terms.run_id)
+        known = [*listed, *self.market.unlisted({it.name for it in listed})]
+        instance = next((it for it in known if it.name == one.name), None)
         if instance is None:
             self.market.ledger.gone(one.name)
             return None
@@ -99,18 +101,9 @@ class Machines:
             for provider in sorted({one.provider for one in machines.values()})
             for one in self.market.find(provider, self.terms.run_id)
         ]
+        listed += self.market.unlisted({one.name for one in listed})
         by_name = {one.name: one for one in listed if one.state in ALIVE and not one.preempted}
-        found = {node: by_name.get(one.name) for node, one in machines.items()}
-        # a machine that was created a moment ago may not be listed yet
-        fresh = {node: machines[node] for node, one in found.items() if one is None and self._is_fresh(machines[node])}
-        return {node: one for node, one in found.items() if one is not None} | fresh
-
-    def _is_fresh(self, instance: Instance) -> bool:
-        from dtrain.cloud.market import SETTLE_SECONDS
-
-        standing = self.market.ledger.standing()
-        known = standing.machines.get(instance.name) if standing else None
-        return known is not None and 0 <= time.time() - known.told < SETTLE_SECONDS
+        return {node: by_name[one.name] for node, one in machines.items() if one.name in by_name}
 
     def give_back(self, instances: Sequence[Instance], why: str) -> None:
         for instance in instances:

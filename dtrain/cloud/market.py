@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -91,12 +91,28 @@ class Market:
             time.sleep(POLL_SECONDS)
 
     def find(self, provider: str, run_id: str) -> Sequence[Instance]:
-        return patiently(lambda: self.providers[provider].find(run_id))
+        """What the provider lists of a run; the ledger keeps what was seen."""
+        found = patiently(lambda: self.providers[provider].find(run_id))
+        standing = self.ledger.standing()
+        unseen = {one.name for one in standing.may_exist if not one.listed} if standing else set()
+        for name in sorted(unseen & {one.name for one in found}):
+            self.ledger.listed(name)
+        return found
 
     def destroy(self, instance: Instance, why: str) -> None:
         """Ask for its end; the ledger knows before the provider does."""
         self.ledger.destroying(instance.name, why)
         patiently(lambda: self.providers[instance.provider].destroy(instance))
+
+    def unlisted(self, listed: Collection[str]) -> list[Instance]:
+        """Machines that the provider made so lately that it need not list them yet: their absence says nothing."""
+        standing = self.ledger.standing()
+        return [
+            one.instance
+            for one in (standing.may_exist if standing else ())
+            if one.instance is not None and one.name not in listed and one.provider in self.providers
+            if not one.listed and 0 <= time.time() - one.made < SETTLE_SECONDS
+        ]
 
     def provider_of(self, one: Rented) -> Provider:
         if one.provider not in self.providers:

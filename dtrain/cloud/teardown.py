@@ -50,10 +50,11 @@ def _tidy(market: Market, run_id: str) -> None:
 
 
 def existing(market: Market, run_id: str) -> list[Instance]:
-    """What the providers say that there is of a run."""
+    """What the providers say that there is of a run, and what they made so lately that they may not list it yet."""
     standing = market.ledger.standing()
     used = {one.provider for one in standing.machines.values()} if standing else set(market.providers)
-    return [one for name in sorted(used & set(market.providers)) for one in market.find(name, run_id)]
+    listed = [one for name in sorted(used & set(market.providers)) for one in market.find(name, run_id)]
+    return listed + market.unlisted({one.name for one in listed})
 
 
 def settle_unknown(market: Market) -> None:

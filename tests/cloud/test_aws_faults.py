@@ -12,7 +12,7 @@ from dtrain_launchers.aws import Aws, AwsLauncher
 
 from dtrain.cloud.keys import RunKeys
 from dtrain.cloud.ledger import Ledger
-from dtrain.cloud.machines import Terms, order_of
+from dtrain.cloud.machines import Machines, Terms, order_of
 from dtrain.cloud.market import Market
 from dtrain.cloud.options import CloudOptions
 from dtrain.cloud.provider import (
@@ -29,6 +29,7 @@ from dtrain.cloud.provider import (
     QuotaReached,
     Throttled,
 )
+from dtrain.cloud.teardown import destroy_all
 from dtrain.errors import LauncherRefused
 from dtrain.launch.api import Job
 from dtrain.launch.create import new_id
@@ -143,6 +144,24 @@ def test_a_machine_that_is_not_listed_yet_is_waited_for(only_listed: AwsWorld, m
     found = market.wait_for("aws", order.run_id, order.name)
     assert found is not None
     assert (seen, found.id) == ([0], made.id)
+
+
+def test_a_machine_that_is_not_listed_yet_is_neither_forgotten_nor_ordered_again(
+    only_listed: AwsWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A keeper that was killed a moment after its create, and another that takes over or ends the run at once."""
+    order = an_order()
+    market = a_market(order)
+    monkeypatch.setattr("dtrain.cloud.market.SETTLE_SECONDS", 10.0)
+    only_listed.hidden_seconds = 1.0
+    made = market.create(order)
+    terms = Terms(order.run_id, 1, CloudOptions(), None, order.client_address)
+    assert [one.id for one in Machines(market, terms).there(may_order=True).values()] == [made.id]
+    destroy_all(market, order.run_id, "stopped", 0.1, lambda words: None)
+    assert (only_listed.machines(), len(only_listed.created)) == ([], 1)
+    standing = market.ledger.standing()
+    assert standing is not None
+    assert [one.state for one in standing.machines.values()] == ["gone"]
 
 
 def test_throttling_and_html_are_waited_out(only_listed: AwsWorld, monkeypatch: pytest.MonkeyPatch) -> None:
