@@ -17,6 +17,8 @@ GRACE_MARGIN_SECONDS = 30.0
 """Beyond the ranks' own time to save, before a job that was asked to stop is cancelled."""
 GONE_SECONDS = 90.0
 """A cancelled job is killed after KillWait (30 s by default); a node may take a moment more to say so."""
+KILLED_SECONDS = 10.0
+"""For supervisors to end their ranks at once, and for the batch script to see it."""
 SETTLE_SECONDS = 2.0
 """After a submit that failed without a clear answer, until the controller would show the job."""
 
@@ -67,7 +69,12 @@ class ClusterRun:
         self._end("cancelled")
 
     def kill(self) -> None:
-        self._scancel(self._alive(), "--full", "--signal=KILL")
+        """Its supervisors end the ranks at once, which SLURM would leave to KillWait; what is deaf is killed."""
+        running = [job for job in self._alive() if not job.is_pending]
+        self._scancel(running, "--batch", f"--signal={_stop_signal(self.paths)}")
+        self._scancel(running, "--signal=QUIT")
+        if running and self._wait_until_gone(KILLED_SECONDS):
+            self._scancel(self._alive(), "--full", "--signal=KILL")
         self._end("killed on request, without saving,")
 
     # --- its job ------------------------------------------------------------------------------------------------------
