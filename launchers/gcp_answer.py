@@ -63,8 +63,8 @@ _FIXES: dict[type[ProviderError], str] = {
     NoCredentials: "gcloud auth application-default login, or point GOOGLE_APPLICATION_CREDENTIALS at a key file",
     NoRights: "grant the role Compute Instance Admin (v1) and Compute Security Admin to who you are logged in as",
     AccountClosed: "open https://console.cloud.google.com/billing and settle the project's billing",
-    Throttled: "it is tried again",
-    ProviderDown: "it is tried again; https://status.cloud.google.com tells of outages",
+    Throttled: "wait a minute and launch again",
+    ProviderDown: "launch again later; https://status.cloud.google.com tells of outages",
     OutcomeUnknown: "`dtrain gc --dry-run` lists what exists",
 }
 _PERMISSION = re.compile(r"Required '(?P<right>[a-zA-Z.]+)' permission")

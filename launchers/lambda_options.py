@@ -36,7 +36,7 @@ API = Api(
         QuotaReached: "end machines you do not need, or ask Lambda's support for more",
         NoSuchMachine: "take another region or another profile",
         NoCapacity: "try another region, or later",
-        ProviderDown: "it is tried again; https://status.lambda.ai tells of outages",
+        ProviderDown: "launch again later; https://status.lambda.ai tells of outages",
     },
 )
 
