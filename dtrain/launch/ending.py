@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dtrain.errors import RunFailed
 from dtrain.files import read_json, write_json
 from dtrain.launch.api import RunState
 from dtrain.paths import RunPaths
@@ -49,7 +50,11 @@ class Ending:
         told = read_or_none(file)
         if told is None:
             return None
-        return cls(told["code"], told["reason"], told["step"], told["ended"], told.get("rank"))
+        ending = cls(*(told.get(name) for name in ("code", "reason", "step", "ended", "rank")))  # type: ignore[arg-type]
+        kinds = (type(ending.code), type(ending.reason), type(ending.step), type(ending.rank))
+        if kinds[:3] != (int, str, int) or kinds[3] not in (int, type(None)) or type(ending.ended) not in (int, float):
+            raise damaged(file, "it does not say how the run ended")
+        return ending
 
     @property
     def state(self) -> RunState:
@@ -66,19 +71,34 @@ def interrupted(paths: RunPaths, how: str) -> Ending:
 
 
 def read_or_none(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no such file. Files are whole or absent: a broken one was damaged."""
+    """A JSON object, or None where there is no such file. Files are whole or absent: RunFailed for a broken one."""
     try:
-        document: dict[str, Any] = read_json(path)
+        document = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, str(error)) from None
+    if not isinstance(document, dict):
+        raise damaged(path, "it holds no JSON object")
     return document
+
+
+def damaged(path: Path, why: str) -> RunFailed:
+    return RunFailed(
+        f"this file of the run was damaged: {why}", file=str(path), fix="remove it: what the run still needs is told"
+    )
 
 
 def step_reached(paths: RunPaths) -> int:
     """Optimizer steps done, as far as rank 0 told: state.json is up to half a second old, not every step is logged."""
     state = read_or_none(paths.state) or {}
-    logged = [int(line["step"]) for line in jsonl.read(paths.metrics)[-1:] if "step" in line]
-    return max(int(state.get("step") or 0), last_checkpoint(paths) or 0, *logged)
+    logged = [_steps(line.get("step")) for line in jsonl.read(paths.metrics)[-1:]]
+    return max(_steps(state.get("step")), last_checkpoint(paths) or 0, *logged)
+
+
+def _steps(value: Any) -> int:
+    """A number of steps; 0 for what is none."""
+    return value if type(value) is int else 0
 
 
 def put_aside(paths: RunPaths) -> Path | None:
@@ -118,5 +138,5 @@ def put_back(paths: RunPaths, aside: Path | None) -> None:
 def last_checkpoint(paths: RunPaths) -> int | None:
     """The step of the newest whole checkpoint."""
     manifests = paths.checkpoints.glob("step-*/manifest.json")
-    steps = [int(path.parent.name.removeprefix("step-")) for path in manifests]
-    return max(steps, default=None)
+    steps = [path.parent.name.removeprefix("step-") for path in manifests]
+    return max((int(step) for step in steps if step.isdecimal()), default=None)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from dtrain.errors import BadInput
 from dtrain.files import write_json
 from dtrain.launch.api import RunState, Status
-from dtrain.launch.ending import Ending, last_checkpoint, read_or_none
+from dtrain.launch.ending import Ending, damaged, last_checkpoint, read_or_none
 from dtrain.launch.process import boot_id, is_alive, look
 from dtrain.paths import RunPaths
 
@@ -38,7 +38,15 @@ class Supervisor:
     @classmethod
     def read(cls, paths: RunPaths) -> Supervisor | None:
         told = read_or_none(paths.supervisor)
-        return None if told is None else cls(*(told[name] for name in cls.__dataclass_fields__))
+        if told is None:
+            return None
+        try:
+            found = cls(*(told[name] for name in cls.__dataclass_fields__))
+        except KeyError as error:
+            raise damaged(paths.supervisor, f"{error} is missing") from None
+        if type(found.pid) is not int or type(found.start_ticks) is not int or found.pid <= 0:
+            raise damaged(paths.supervisor, "it names no process")
+        return found
 
     @property
     def is_of_this_machine(self) -> bool:

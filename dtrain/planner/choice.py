@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from dtrain.errors import BadInput
+
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
@@ -34,5 +36,22 @@ class Choice:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Choice:
-        """Keys that a newer dtrain wrote are left aside; a missing one is a KeyError."""
+        """Keys that a newer dtrain wrote are left aside. BadInput for what is missing, or of another kind."""
+        if not isinstance(document, Mapping):
+            raise BadInput("a plan's choice is an object", file="plan.json", key="choice", fix=_PLAN_AGAIN)
+        for field in fields(cls):
+            if field.name not in document or not _fits(str(field.type), document[field.name]):
+                raise BadInput(
+                    "cannot be read from the plan", file="plan.json", key=f"choice.{field.name}",
+                    value=document.get(field.name), allowed=str(field.type), fix=_PLAN_AGAIN,
+                )  # fmt: skip
         return cls(**{field.name: document[field.name] for field in fields(cls)})
+
+
+_PLAN_AGAIN = "the run's plan.json was changed or damaged: launch the run again, it is planned anew"
+
+
+def _fits(kind: str, value: Any) -> bool:
+    if kind == "int":
+        return type(value) is int and 0 <= value < 2**63
+    return isinstance(value, str) or ("None" in kind and value is None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,10 @@ def _plain(value: Any) -> dict[str, Any]:
 def _rebuilt(told: dict[str, Any], device: torch.device) -> Any:
     if "value" in told:
         return told["value"]
-    place = torch.device("cpu") if told["device"] == "cpu" else device
-    return torch.tensor(told["tensor"], dtype=getattr(torch, told["dtype"]), device=place)
+    place, dtype = torch.device("cpu") if told["device"] == "cpu" else device, getattr(torch, told["dtype"])
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{told['dtype']} is no dtype")
+    return torch.tensor(told["tensor"], dtype=dtype, device=place)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,22 @@ class Stored:
 
 def stored_in(folder: Path) -> list[Stored]:
     """Every partition of every rank's file."""
-    return [stored for file in sorted(folder.glob("rank-*.safetensors")) for stored in _stored(file)]
+    with told_as_damage(folder):
+        return [stored for file in sorted(folder.glob("rank-*.safetensors")) for stored in _stored(file)]
+
+
+@contextmanager
+def told_as_damage(folder: Path) -> Iterator[None]:
+    """RunFailed for whatever else reading a file that we did not write like this may raise."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise RunFailed(
+            f"this checkpoint cannot be read ({type(error).__name__}: {error})", file=str(folder),
+            fix="remove this folder: the checkpoint before it is taken then",
+        ) from error  # fmt: skip
 
 
 def _stored(file: Path) -> Iterator[Stored]:
@@ -97,9 +115,20 @@ def _stored(file: Path) -> Iterator[Stored]:
             index, _, kind = key.partition(".")
             kinds[int(index)].add(kind)
         for index, told in enumerate(layout):
-            pieces = tuple(Piece(**piece) for piece in told["pieces"])
             numel = handle.get_slice(f"{index}.{MASTER}").get_shape()[0]
+            pieces = tuple(_piece(piece, numel) for piece in told["pieces"])
             yield Stored(file, index, pieces, told["scalars"], frozenset(kinds[index]), numel)
+
+
+def _piece(told: dict[str, Any], numel: int) -> Piece:
+    """ValueError for one that does not lie within its partition."""
+    piece = Piece(**told)
+    numbers = (piece.start, piece.offset, piece.length)
+    if type(piece.name) is not str or any(type(one) is not int or one < 0 for one in numbers):
+        raise ValueError(f"{told} is no piece")
+    if piece.offset + piece.length > numel:
+        raise ValueError(f"{told} ends beyond the {numel} elements of its partition")
+    return piece
 
 
 def extra_of(folder: Path, rank: int) -> dict[str, Any]:
@@ -107,7 +136,7 @@ def extra_of(folder: Path, rank: int) -> dict[str, Any]:
     from safetensors import safe_open
 
     file = state_file(folder, rank)
-    with safe_open(file if file.exists() else state_file(folder, 0), framework="pt") as handle:
+    with told_as_damage(folder), safe_open(file if file.exists() else state_file(folder, 0), framework="pt") as handle:
         return dict(json.loads(handle.metadata()["extra"]))
 
 
@@ -119,12 +148,13 @@ def read(folder: Path, mine: Sequence[Partition]) -> None:
     """
     stored = stored_in(folder)
     same = {(one.pieces, one.numel): one for one in stored}
-    for partition in mine:
-        twin = same.get((partition.pieces, partition.master.numel()))
-        if twin is not None:
-            _fill_whole(partition, twin)
-        else:
-            _fill_by_pieces(partition, stored)
+    with told_as_damage(folder):
+        for partition in mine:
+            twin = same.get((partition.pieces, partition.master.numel()))
+            if twin is not None:
+                _fill_whole(partition, twin)
+            else:
+                _fill_by_pieces(partition, stored, folder)
 
 
 def _fill_whole(partition: Partition, stored: Stored) -> None:
@@ -150,7 +180,7 @@ def _put_scalars(partition: Partition, stored: Stored) -> None:
         partition.states[kind] = _rebuilt(told, partition.master.device)
 
 
-def _fill_by_pieces(partition: Partition, stored: Sequence[Stored]) -> None:
+def _fill_by_pieces(partition: Partition, stored: Sequence[Stored], folder: Path) -> None:
     """Copy every overlap between what this partition holds and what the files hold."""
     from safetensors import safe_open
 
@@ -176,7 +206,7 @@ def _fill_by_pieces(partition: Partition, stored: Sequence[Stored]) -> None:
         if missing:
             raise RunFailed(
                 f"the checkpoint lacks {missing} elements of {wanted.name}",
-                file=str(stored[0].file.parent) if stored else None,
+                file=str(folder),
             )
     for kind, tensor in filled.items():
         if kind in books and tensor.numel() >= blockwise.LEAST_NUMEL:
