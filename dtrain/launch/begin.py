@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dtrain.errors import BadInput, DtrainError, LauncherRefused, PartMissing
+from dtrain.errors import BadInput, DtrainError, LauncherRefused, PartMissing, RunFailed
 from dtrain.launch import registry, runlogs
 from dtrain.launch.api import Job, Launcher, Rendered, Status
 from dtrain.launch.load import load
@@ -53,7 +53,15 @@ def folder_of(entry: Entry) -> Path:
 
 
 def status(entry: Entry, *, ask: bool = True) -> Status:
-    """How a run stands: by its folder where that can tell, else by its launcher, or (not `ask`) its last word."""
+    """How a run stands: by its folder where that can tell, else by its launcher, or (not `ask`) its last word. A file
+    that was damaged makes it lost, and is named."""
+    try:
+        return _status(entry, ask)
+    except RunFailed as error:
+        return Status("lost", None, f"{error.file}: {error.message}")
+
+
+def _status(entry: Entry, ask: bool) -> Status:
     paths = RunPaths(folder_of(entry))
     other = other_run(paths, entry.id)
     if other is not None:
