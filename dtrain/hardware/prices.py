@@ -16,8 +16,9 @@ from dtrain.errors import BadInput
 from dtrain.hardware.gpus import BY_NAME
 from dtrain.hardware.profiles import Profile
 
-Kind = Literal["on-demand", "spot", "marketplace", "free"]
-"""`spot` may be taken away, `marketplace` is somebody's machine at an asking price, `free` ends without notice."""
+Kind = Literal["on-demand", "spot", "marketplace", "notebook", "free"]
+"""`spot` may be taken away, `marketplace` is somebody's machine at an asking price, `notebook` is a session that ends
+by itself, `free` one that ends without notice."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _offer(price: Price, profile: Profile) -> Offer | None:
     count = ceil(profile.gpus_per_node / price.gpus) if by_the_card else 1
     if count > price.up_to or count * price.gpus < profile.gpus_per_node:
         return None
-    if profile.nodes > 1 and (by_the_card or price.kind == "free"):
+    if profile.nodes > 1 and (by_the_card or price.kind in ("free", "notebook")):
         return None
     machines = count * profile.nodes
     return Offer(

@@ -15,15 +15,13 @@ from dtrain.planner.batch import Batches, batches
 from dtrain.planner.choice import Choice
 from dtrain.planner.layout import setup_from
 from dtrain.planner.measured import NO_BIAS, Bias
-from dtrain.planner.memory import Memory, estimate_memory, scaled
+from dtrain.planner.memory import HOST_HEADROOM, Memory, estimate_memory, scaled
 from dtrain.planner.pins import ATTENTION, CHECKPOINTING, CROSS_ENTROPY, Space
 from dtrain.planner.setup import Setup
 from dtrain.planner.throughput import StepTime, estimate_time, slowed
 
 HEADROOM = 0.08
 """Share of the card kept free: 5 to 10 % is what practice keeps (planning_facts.md)."""
-HOST_HEADROOM = 0.10
-"""Share of host memory kept free for the page cache, the data and the system."""
 SAME_SPEED = 0.05
 """Layouts this close to the fastest cannot be told apart by an estimate; the simplest of them is taken."""
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from dtrain.planner.choose import DIMENSIONS, HEADROOM, HOST_HEADROOM, SAME_SPEED, Candidate, Search
+from dtrain.planner.choose import DIMENSIONS, HEADROOM, SAME_SPEED, Candidate, Search
+from dtrain.planner.memory import HOST_HEADROOM
 from dtrain.planner.pins import Space
 from dtrain.planner.throughput import sequence_parallel_seconds, tensor_parallel_seconds
 from dtrain.units import memory

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from dtrain.planner.activation_key import ActivationKey
 from dtrain.planner.activations import NO_LAYER, LayerBytes, layer_bytes, tile_sums
 from dtrain.planner.attention_bytes import rotary_tables
+from dtrain.planner.cost import checkpoint_bytes
 from dtrain.planner.logits import evaluation_positions, loss_bytes
 from dtrain.planner.norm_bytes import norm_saved, norm_working
 from dtrain.planner.setup import DTYPE_BYTES, Setup
@@ -37,6 +38,10 @@ FRAGMENTATION = 1.06
 """Reserved over allocated at the peak; 1.03 to 1.25 seen (planning_facts.md)."""
 EXPANDABLE_FRAGMENTATION = 1.02
 
+HOST_HEADROOM = 0.10
+"""Share of host memory kept free for the page cache, the data and the system."""
+SAVED_COPY_SHARE = 0.8
+"""Of the host memory that is free, what the saver's copy may take (dtrain/train/saver.py)."""
 HOST_BASE_GIB = 2.5
 """Resident host memory of one rank's Python process with torch, CUDA and DeepSpeed loaded."""
 
@@ -283,10 +288,17 @@ def runtime_bytes(setup: Setup) -> float:
 
 
 def host_memory_gib(setup: Setup, allocated_gib: float) -> float:
-    """Per node: the processes, loading, and what is offloaded."""
+    """Per node: the processes, what is offloaded, and the copy of the states that is saved beside training.
+
+    The saver takes that copy only where there is room for it, and else lets the step wait for the disk
+    (dtrain/train/saver.py), so it never decides whether a layout fits.
+    """
     per_rank = HOST_BASE_GIB + (allocated_gib if setup.profile.is_cpu else 0.0)
     per_rank += offloaded_bytes(setup) / GIB
-    return setup.profile.gpus_per_node * per_rank
+    needed, there_is = setup.profile.gpus_per_node * per_rank, setup.profile.host_memory_gib
+    copied = 0.0 if setup.others_loss else checkpoint_bytes(setup) / setup.profile.nodes / GIB
+    room = min(SAVED_COPY_SHARE * (there_is - needed), (1 - HOST_HEADROOM) * there_is - needed)
+    return needed + (copied if copied < room else 0.0)
 
 
 def offloaded_bytes(setup: Setup) -> float:

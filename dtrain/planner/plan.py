@@ -198,7 +198,7 @@ def cost_of(profile: Profile, hours: float) -> Cost | None:
     """At the user's own price, else at the cheapest in the dated table; None where nobody rents this machine."""
     if profile.usd_per_hour is not None:
         return Cost(profile.name, profile.usd_per_hour, profile.usd_per_hour * hours, None)
-    billed = [offer for offer in offers(profile) if offer.kind != "free"]
+    billed = sorted((one for one in offers(profile) if one.kind != "free"), key=lambda one: one.kind == "notebook")
     if not billed:
         return None
     best = billed[0]

@@ -24,7 +24,12 @@ CARDS_PER_NODE = (1, 2, 4, 8)
 NODES = (1, 2, 4, 8)
 """Machines of eight cards are tried joined, as far as a person without a contract gets them."""
 WHOLE_MACHINE_GPUS = 8
-NOT_PRICED = "Colab's paid tiers are not in the table: their price an hour, cards and session lengths are not known"
+COLAB = (
+    "Colab is paid in compute units: $9.99 for 100, which Pro gives each month ($9.99), and Pro+ five times ($49.99); "
+    "they are bought by the hundred and end after 90 days, a session ends after 24 hours at most (dtrain goes on from "
+    "Drive), and no card is promised"
+)
+"""TechCrunch, 2022-09-29; colabtools issues 3617 and 4395; a public Colab client's limit of a session."""
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([mhd]?)\s*$")
 _HOURS = {"m": 1 / 60, "h": 1.0, "": 1.0, "d": 24.0}
@@ -108,7 +113,8 @@ class Rent:
         """What was assumed, what a card on offer needs, and what the table does not know."""
         cards = {option.plan.profile.gpu for option in self.options}
         notes = sorted(f"{gpu.title}: {gpu.note}" for gpu in cards if gpu.note)
-        return (*self.counts.warnings, *notes, NOT_PRICED)
+        colab = [COLAB] if any(option.offer.provider == "colab" for option in self.options) else []
+        return (*self.counts.warnings, *notes, *colab)
 
     @property
     def allowed(self) -> tuple[Option, ...]:

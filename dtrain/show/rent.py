@@ -23,7 +23,10 @@ def print_rent(told: Rent, console: Console | None = None) -> None:
         console.print(table_of(told, shown))
         console.print(Text("◆ nothing is both faster and cheaper · time and $ run from the order to the end", "dim"))
         console.print(
-            Text("free ends without notice, spot can be taken away, marketplace is a stranger's machine", "dim")
+            Text(
+                "free ends without notice, a notebook within a day, spot can be taken away, marketplace is strangers'",
+                "dim",
+            )
         )
         console.print(Text(f"prices, with the day they were read: {_sources(shown)}", "dim"))
     hidden = len(told.options) - len(shown)

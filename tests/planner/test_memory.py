@@ -155,3 +155,13 @@ def test_live_bytes_of_small_runs(row: dict[str, Any]) -> None:
     setup = setup_from(config, load_facts("configs/tiny_llama"), resolve_profile("cpu"), choice)
     planned = estimate_memory(setup).peak_allocated * GIB
     assert planned == pytest.approx(row["live_bytes"], rel=0.03)
+
+
+def test_the_host_holds_the_copy_that_is_saved_beside_training() -> None:
+    """Masters, moments and 16-bit weights, shared out over the nodes; where there is no room, none is taken."""
+    setup = layout("meta-llama/Llama-3.1-8B", "a100x8")
+    bare = replace(setup, others_loss=True)
+    copied = estimate_memory(setup).host_memory_gib - estimate_memory(bare).host_memory_gib
+    assert copied == pytest.approx(14 * setup.facts.parameters / GIB)
+    crowded = replace(setup, profile=replace(setup.profile, host_memory_gib=60.0))
+    assert estimate_memory(crowded).host_memory_gib == estimate_memory(bare).host_memory_gib

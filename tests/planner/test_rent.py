@@ -219,3 +219,12 @@ def test_the_table_shows_the_whole_front(loaded: Loaded) -> None:
     shown = chosen_rows(options, most=3)
     assert [option for option in shown if option.on_front] == [option for option in options if option.on_front]
     assert len(chosen_rows(options)) < len(options)
+
+
+def test_colab_is_offered_by_units_and_the_months_price_is_said() -> None:
+    text = "base_model: Qwen/Qwen3-0.6B\ndatasets: [{path: no/data, type: alpaca}]"
+    told = rent(loads(text), facts("Qwen/Qwen3-0.6B"), Limits())
+    paid = {option.plan.profile.name for option in told.options if option.offer.kind == "notebook"}
+    assert paid == {"t4x1", "l4x1", "a100-40gbx1"}
+    assert any("$9.99 for 100" in warning and "$49.99" in warning for warning in told.warnings)
+    assert next(option for option in told.options if option.offer.kind == "notebook").usd > 0
