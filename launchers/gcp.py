@@ -20,7 +20,7 @@ from dtrain.cloud.provider import (
     ProviderError,
 )
 
-from .gcp_answer import instance_of, operation_error
+from .gcp_answer import console, instance_of, operation_error
 from .gcp_client import Compute
 from .gcp_offers import PRICED_REGION, machines
 from .gcp_options import NAME, OWN, endpoint, options_of
@@ -52,26 +52,30 @@ class Gcp:
         return [call.as_json() for call in self._calls(order)]
 
     def create(self, order: Order) -> Instance:
-        """Waits for the operation: only there does Google say that a zone is full."""
+        """What stands beside the machine is there before the machine costs. Then it waits for the machine's operation:
+        only there does Google say that a zone is full."""
         *beside, machine = self._calls(order)
         try:
-            for call in beside:
-                self._place(call)
+            for operation, call in [(self._compute.insert(call), call) for call in beside]:
+                if operation is not None and (refused := operation_error(self._compute.wait(operation, call))):
+                    raise refused
             return self._instance(order, machine)
-        except ProviderError as refused:
-            if refused.retry_seconds is None:  # nobody will ask for it again: nothing of it may stay
+        except ProviderError as error:
+            if error.retry_seconds is None:  # nobody will ask for it again: nothing of it may stay
                 self._compute.delete_rules(f"{order.name}-")
+                self._compute.delete_placements(run_tag(order.run_id))
             raise
 
     def _instance(self, order: Order, machine: Call) -> Instance:
         operation = self._compute.insert(machine)
         if operation is None:  # the order is older than Google remembers its request
             return self._named(order)
-        self._refuse_failed(operation, machine)
+        if (refused := self._refusal(operation, machine)) is not None:
+            raise refused
         return Instance(
             provider=NAME, id=str(operation.target_id), name=order.name, run_id=order.run_id, node=order.node,
             state="starting", region=region_of(machine.zone), zone=machine.zone, machine=order.offer.machine,
-            attempt=order.attempt, data={"operation": operation.name},
+            attempt=order.attempt, console=console(machine.project, machine.zone, order.name),
         )  # fmt: skip
 
     def find(self, run_id: str | None = None) -> Sequence[Instance]:
@@ -104,23 +108,12 @@ class Gcp:
             if not need.regions or zone in need.regions or region_of(zone) in need.regions:
                 yield replace(choice, region=region_of(zone), zone=zone)
 
-    def _place(self, call: Call) -> None:
-        """A rule works soon enough while the machine boots; a placement must be there before it is named."""
-        operation = self._compute.insert(call)
-        if operation is not None and call.region:
-            refused = operation_error(self._compute.wait(operation, region=call.region))
-            if refused is not None:
-                raise refused
-
-    def _refuse_failed(self, operation: Any, machine: Call) -> None:
-        """What cannot be asked now `find` tells later: the machine may well be there."""
+    def _refusal(self, operation: Any, machine: Call) -> ProviderError | None:
+        """None where Google cannot be asked: the machine may well be there, and `find` tells."""
         try:
-            seen = self._compute.wait(operation, zone=machine.zone)
+            return operation_error(self._compute.wait(operation, machine))
         except ProviderError:
-            return
-        refused = operation_error(seen)
-        if refused is not None:
-            raise refused
+            return None
 
 
 class GcpLauncher(CloudLauncher):

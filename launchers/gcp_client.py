@@ -46,13 +46,12 @@ class Compute:
         except Exception as caught:
             raise call_error(caught, spends=True) from caught
 
-    def wait(self, operation: Any, zone: str = "", region: str = "") -> Any:
+    def wait(self, operation: Any, call: Call) -> Any:
         """The operation as it is when it is done, or after two minutes."""
-        place = {"zone": zone} if zone else {"region": region}
-        request = {"project": self.project, "operation": operation.name, **place}
+        service = "ZoneOperations" if call.zone else "RegionOperations" if call.region else "GlobalOperations"
+        request = {"project": call.project, "operation": operation.name, **_place(call)}
         try:
-            client = self._client("ZoneOperations" if zone else "RegionOperations")
-            return client.wait(request=request, **_once(_WAIT_SECONDS))
+            return self._client(service).wait(request=request, **_once(_WAIT_SECONDS))
         except Exception as caught:
             raise call_error(caught, spends=False) from caught
 
@@ -93,9 +92,8 @@ class Compute:
         """The body goes through the client's own types, which refuse a field they do not know."""
         service, resource = _SERVICES[call.kind]
         body = getattr(self._api, resource).from_json(json.dumps(call.body))
-        place = {"zone": call.zone} if call.zone else {"region": call.region} if call.region else {}
-        told = {"project": call.project, "request_id": call.request_id, **place, f"{_snake(resource)}_resource": body}
-        request = getattr(self._api, f"Insert{resource}Request")(**told)
+        told = {"project": call.project, "request_id": call.request_id, f"{_snake(resource)}_resource": body}
+        request = getattr(self._api, f"Insert{resource}Request")(**told, **_place(call))
         return self._client(service).insert_unary(request=request, **_once(_CALL_SECONDS))
 
     def _pages(self, service: str, wanted: str) -> dict[str, Any]:
@@ -133,6 +131,10 @@ class Compute:
         from google.auth.credentials import AnonymousCredentials
 
         return AnonymousCredentials() if self._endpoint and self._endpoint.startswith("http://") else None
+
+
+def _place(call: Call) -> dict[str, str]:
+    return {"zone": call.zone} if call.zone else {"region": call.region} if call.region else {}
 
 
 def _official() -> Any:

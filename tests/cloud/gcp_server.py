@@ -57,6 +57,7 @@ class GcpServer(Served):
         self.by_request_id: dict[str, str] = {}
         self.fail_next: list[tuple[str, str]] = []
         """Code and message of the operations of the next instance inserts: HTTP says 200."""
+        self.fail_next_rule: list[tuple[str, str]] = []
         self.looks_until_done = 0
         self.looks_until_running = 1
         self.hidden_seconds = 0.0
@@ -198,8 +199,13 @@ class GcpServer(Served):
             raise _error(
                 409, "alreadyExists", f"The resource 'projects/{project}/global/firewalls/{name}' already exists"
             )
-        self.firewalls[name] = asked.body
-        return self._told(self._operation("insert", f"{_link(project)}/global/firewalls/{name}", asked))
+        operation = self._operation("insert", f"{_link(project)}/global/firewalls/{name}", asked)
+        if self.fail_next_rule:
+            code, message = self.fail_next_rule.pop(0)
+            operation.fails_with = {"code": code, "message": message}
+        else:
+            self.firewalls[name] = asked.body
+        return self._told(operation)
 
     def delete_firewall(self, asked: Asked, project: str, name: str) -> Any:
         if self.firewalls.pop(name, None) is None:
@@ -381,6 +387,7 @@ _ROUTES: list[tuple[str, str, Callable[..., Any], str]] = [
     ("GET", r"/aggregated/machineTypes", GcpServer.list_machine_types, "MachineTypeAggregatedList"),
     ("POST", r"/zones/(?P<zone>[^/]+)/operations/(?P<name>[^/]+)/wait", GcpServer.get_operation, "Operation"),
     ("POST", r"/regions/(?P<region>[^/]+)/operations/(?P<name>[^/]+)/wait", GcpServer.get_operation, "Operation"),
+    ("POST", r"/global/operations/(?P<name>[^/]+)/wait", GcpServer.get_operation, "Operation"),
     ("POST", r"/global/firewalls", GcpServer.insert_firewall, "Operation"),
     ("DELETE", r"/global/firewalls/(?P<name>[^/]+)", GcpServer.delete_firewall, "Operation"),
     ("GET", r"/global/firewalls", GcpServer.list_firewalls, "FirewallList"),

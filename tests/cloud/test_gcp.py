@@ -137,7 +137,7 @@ def test_what_a_failed_operation_says(
     server.fail_next.append((code, message))
     server.looks_until_done = 1
     with pytest.raises(kind) as caught:
-        gcp.create(order())
+        gcp.create(order(nodes=2))
     assert type(caught.value) is kind
     assert message.split("'")[0][:20] in caught.value.message
     assert caught.value.fix
@@ -278,6 +278,20 @@ def test_an_option_that_is_none() -> None:
     with pytest.raises(BadInput) as caught:
         Gcp({"projekt": "x"})
     assert (caught.value.key, "project" in str(caught.value.allowed)) == ("launchers.gcp.projekt", True)
+
+
+def test_a_rule_that_cannot_be_made_costs_nothing(gcp: Gcp, server: GcpServer) -> None:
+    """Nobody could log in: the machine is not ordered at all."""
+    server.fail_next_rule.append(("QUOTA_EXCEEDED", "Quota 'FIREWALLS' exceeded.  Limit: 100.0 globally."))
+    with pytest.raises(api.QuotaReached, match="FIREWALLS"):
+        gcp.create(order())
+    assert (server.created, server.machines(), server.leftovers()) == ([], [], [])
+
+
+def test_an_operation_that_cannot_be_asked_for_is_no_refusal(gcp: Gcp, server: GcpServer) -> None:
+    server.faults.append(Fault("POST", r"/zones/.*/wait$", status=502, body=HTML))
+    made = gcp.create(order())
+    assert [found.id for found in gcp.find(RUN)] == [made.id]
 
 
 def test_what_is_not_for_others_is_in_no_error_and_no_dry_run(gcp: Gcp, server: GcpServer, tmp_path: Any) -> None:
