@@ -84,7 +84,7 @@ def _band(key: ActivationKey, layer: Layer) -> float:
         return _segments(key, key.segment)
     narrow = layer.attention_window is not None and layer.attention_window < key.window
     masked = narrow and key.attention in ("sdpa", "varlen") and not score_bytes(key)
-    return key.width * key.window if masked else 0.0
+    return key.width * key.window * key.sequence_parallel if masked else 0.0  # each rank has the whole row's
 
 
 def _segments(key: ActivationKey, length: int) -> float:
@@ -125,6 +125,8 @@ def attention_working(key: ActivationKey) -> float:
         gradients += 4 * query + (2 * key.width * query if key_value < query else 0.0)
     if key.sequence_parallel > 1:  # an all-to-all's chunks as sent, as received and laid out; one tensor at a time
         gradients += 3 * key.width * query
+        if key.sequence_parallel > facts.kv_heads:  # of repeated keys and values, before and while they are added up
+            gradients += 3 * key.width * key_value
     return gradients + scores_working(key)
 
 

@@ -63,6 +63,10 @@ def spec_of(setup: Setup, config: Mapping[str, Any]) -> dict[str, Any]:
             key="--trace",
             fix="plan without --trace",
         )
+    if setup.tensor_parallel_size > 1:
+        raise BadInput(
+            "the trace is of one rank, and tensor parallel needs several", key="--trace", fix="plan without --trace"
+        )
     positions = setup.trained_positions
     return {
         "config": {**config, "model_type": config.get("model_type", setup.facts.family)},
@@ -74,6 +78,7 @@ def spec_of(setup: Setup, config: Mapping[str, Any]) -> dict[str, Any]:
         "chunks": -(-positions // setup.cross_entropy_chunk_tokens),
         "rows": setup.micro_batch_size,
         "sequence_len": setup.sequence_len,
+        "sequence_parallel_size": setup.sequence_parallel_size,
         "trained_share": setup.trained_share or 1.0,
     }
 

@@ -37,7 +37,8 @@ class SequenceShard:
     index: int
     size: int
     group: Any
-    """The process group of the ranks that share a row, in the order of their parts."""
+    """The process group of the ranks that share a row, in the order of their parts. None sends nothing: for a trace,
+    which only counts bytes."""
 
     def span(self, length: int) -> tuple[int, int]:
         """First and last (exclusive) token of this rank's part of a row whose length divides."""
@@ -78,7 +79,8 @@ class _Exchange(torch.autograd.Function):
     def forward(ctx: Any, chunks: Tensor, group: Any) -> Tensor:
         ctx.group = group
         sent, received = chunks.contiguous(), torch.empty_like(chunks, memory_format=torch.contiguous_format)
-        distributed.all_to_all_single(received, sent, group=group)
+        if group is not None:
+            distributed.all_to_all_single(received, sent, group=group)
         return received
 
     @staticmethod
@@ -86,8 +88,10 @@ class _Exchange(torch.autograd.Function):
         return _Exchange.apply(grad, ctx.group), None  # type: ignore[no-untyped-call]
 
 
-def all_tokens(mine_BHtD: Tensor, shard: SequenceShard) -> Tensor:
-    """(B, h, T, D): all tokens of this rank's heads."""
+def all_tokens(mine_BHtD: Tensor, shard: SequenceShard, copies: int = 1) -> Tensor:
+    """(B, h, T, D): all tokens of this rank's heads, after each head was repeated."""
+    if copies > 1:
+        mine_BHtD = mine_BHtD.repeat_interleave(copies, dim=1)
     batch, heads, length, width = mine_BHtD.shape
     chunks_BtPhD = mine_BHtD.transpose(1, 2).reshape(batch, length, shard.size, heads // shard.size, width)
     got_PBthD = _Exchange.apply(chunks_BtPhD.permute(2, 0, 1, 3, 4), shard.group)  # type: ignore[no-untyped-call]
@@ -125,9 +129,8 @@ def over_ranks(attention: Attention) -> Attention:
         if told.get("s_aux") is not None:  # one learned sink for each head
             told["s_aux"] = told["s_aux"].chunk(sequence_shard.size)[sequence_shard.index]
         copies = copies_of_kv_heads(key.shape[1], sequence_shard.size)
-        if copies > 1:
-            key, value = key.repeat_interleave(copies, dim=1), value.repeat_interleave(copies, dim=1)
-        query, key, value = (all_tokens(tensor, sequence_shard) for tensor in (query, key, value))
+        query = all_tokens(query, sequence_shard)
+        key, value = (all_tokens(one, sequence_shard, copies) for one in (key, value))
         out, _ = attention(module, query, key, value, None, **told)
         return all_heads(out, sequence_shard), None
 

@@ -21,6 +21,7 @@ from dtrain.train.batch import Batch
 from dtrain.train.live_bytes import LiveBytes
 from dtrain.train.loss import LossModel
 from dtrain.train.model import implementation
+from dtrain.train.sequence_parallel import SequenceShard
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -114,17 +115,22 @@ def _rows_are_documents() -> Iterator[None]:
 
 def _batch(spec: Mapping[str, Any], padded: bool) -> Batch:
     """One flat row of `rows` documents of `sequence_len` tokens, or as many rows; of their positions the first
-    `trained_share` are trained."""
-    rows, length = spec["rows"], spec["sequence_len"]
-    trained = max(1, round(rows * length * spec["trained_share"]))
-    positions = torch.arange(length).repeat(rows, 1)
-    shape = (rows, length) if padded else (1, rows * length)
+    `trained_share` are trained. With sequence parallel the first rank's part, whose exchanges send nothing."""
+    rows, length, ranks = spec["rows"], spec["sequence_len"], spec["sequence_parallel_size"]
+    shard = SequenceShard(0, ranks, None) if ranks > 1 else None
+    tokens = -(-rows * length // ranks)
+    filling = tokens * ranks - rows * length
+    trained = max(1, round(tokens * spec["trained_share"]))
+    positions = torch.arange(length).repeat(rows)[:tokens]
+    shape = (rows, length) if padded else (1, tokens)
+    documents = (length,) * rows + ((filling,) if filling else ())
+    arguments = {"document_lengths": documents, **({"sequence_shard": shard} if shard else {})}
     return Batch(
         ids_BT=torch.zeros(shape, dtype=torch.long),
         position_ids_BT=positions.reshape(shape),
         positions_N=torch.arange(trained),
         targets_N=torch.zeros(trained, dtype=torch.long),
-        attention_arguments={} if padded else {"document_lengths": (length,) * rows},
+        attention_arguments={} if padded else arguments,
     )
 
 

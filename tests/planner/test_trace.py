@@ -66,6 +66,8 @@ CASES = [
     *((family, "selective") for family in ("llama", "gemma", "gpt_neox", "qwen3_moe")),
     ("llama", "offload"),
     *((family, "full, tiled MLP") for family in ("llama", "gemma", "phi", "gpt_neox")),
+    *(("llama", f"{kind}, over {ranks} ranks") for kind, ranks in (("none", 2), ("full", 4), ("full", 8))),
+    *((family, "none, over 4 ranks") for family in ("mistral", "phi3", "qwen3")),
 ]
 
 
@@ -74,10 +76,10 @@ def model(family: str) -> ModelFacts:
 
 
 def traced_layout(family: str, checkpointing: str) -> Setup:
-    kind, _, tiled = checkpointing.partition(", ")
+    kind, _, besides = checkpointing.partition(", ")
     return layout(
         profile="cpu", facts=model(family), sequence_len=512, micro_batch_size=2, checkpointing=kind,
-        tiled_mlp=bool(tiled),
+        tiled_mlp=besides == "tiled MLP", sequence_parallel_size=int(besides.split()[1]) if "over" in besides else 1,
         attention="sdpa", packed=True, cross_entropy_chunk_tokens=256, dtypes=Dtypes("bf16", "bf16"), accumulation=1,
     )  # fmt: skip
 
@@ -105,6 +107,11 @@ def test_every_family_within_ten_percent(
 
 def test_every_family_that_can_be_counted_is_held_together_with_the_code() -> None:
     assert set(FAMILIES) == set(read.FAMILIES)
+
+
+def test_tensor_parallel_is_not_traced() -> None:
+    with pytest.raises(BadInput, match="one rank"):
+        spec_of(layout(tensor_parallel_size=2), {"model_type": "llama"})
 
 
 def test_adapters_are_not_traced() -> None:
