@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dtrain_launchers import slurm
+from dtrain_launchers import slurm, slurm_job
 
 from dtrain.launch.api import Job
 from dtrain.launch.tunnel import known_hosts
@@ -40,6 +40,7 @@ def cluster(whole_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator
         monkeypatch.delenv(name)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(slurm, "ASK_AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr(slurm_job, "SETTLE_SECONDS", 0.3)
     whole_cluster.wait_idle()
     yield whole_cluster
     whole_cluster.clear()

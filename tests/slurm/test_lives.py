@@ -76,60 +76,59 @@ def start(cluster: Cluster, make_job: Callable[..., Job], stand_ins: None, monke
     return started
 
 
-def test_preempted_and_saved_in_the_grace_time(start: Start) -> None:
-    life = start()
-    life.wait_training()
-    life.preempt()
-    life.wait_state("pending")
-    assert not life.paths.exit.exists()
-    saved = last_checkpoint(life.paths)
-    assert saved is not None
-    wait_until(lambda: "BeginTime" in life.launcher.status(life.handle).reason, 5)
-    assert f"goes on after step {saved}" in life.launcher.status(life.handle).reason
-    life.wait_restarted()
-    life.finish()
-    assert life.steps() == list(range(1, 61))
-    assert "requeue 1 of at most 20" in life.paths.job_log.read_text()
-
-
-def test_preempted_and_killed_before_it_could_save(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No grace time, and saving takes long: SLURM kills it, and requeues it by itself."""
+def test_preempted_and_saved_or_killed_before_it_could(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a node each. With grace time the run saves and requeues itself. Without, and where saving takes long, SLURM
+    kills it, and requeues it by itself."""
+    saves = start(nodelist="slurm1")
+    saves.wait_training()
+    saves.preempt()
     monkeypatch.setenv("STAND_IN_SAVE_SECONDS", "60")
-    life = start(partition="hasty")
-    life.wait_training()
-    life.preempt()
-    life.wait_restarted()
-    assert not life.paths.exit.exists()
-    assert last_checkpoint(life.paths) is None
-    life.finish()
-    again = life.steps().index(1, 1)
-    assert life.steps()[again:] == list(range(1, 61))
-
-
-def test_preempted_before_its_first_step(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STAND_IN_PREPARE_SECONDS", "3")
-    life = start()
-    wait_until(life.paths.rank_log(1).exists, 30)
-    life.preempt()
-    life.wait_restarted()
-    assert not life.paths.metrics.exists()
-    life.finish()
-    assert life.steps() == list(range(1, 61))
-
-
-def test_the_signal_before_the_time_limit(start: Start) -> None:
-    """The real limit of a minute; SLURM's warning comes up to half a minute early."""
-    life = start(LONG, signal="USR2", signal_margin_seconds=55, time="00:01:00")
-    life.wait_training()
-    life.wait_restarted()
-    saved = last_checkpoint(life.paths)
+    killed = start(partition="hasty", nodelist="slurm2")
+    killed.wait_training()
+    killed.preempt()
+    saves.wait_state("pending")
+    assert not saves.paths.exit.exists()
+    saved = last_checkpoint(saves.paths)
     assert saved is not None
-    wait_until(lambda: life.launcher.status(life.handle).state == "running", 30)
-    wait_until(lambda: life.steps()[-1] > saved, 30)
-    life.launcher.cancel(life.handle)
-    status = life.launcher.status(life.handle)
+    wait_until(lambda: "BeginTime" in saves.launcher.status(saves.handle).reason, 5)
+    assert f"goes on after step {saved}" in saves.launcher.status(saves.handle).reason
+    saves.wait_restarted()
+    saves.finish()
+    assert saves.steps() == list(range(1, 61))
+    assert "requeue 1 of at most 20" in saves.paths.job_log.read_text()
+
+    killed.wait_restarted()
+    assert not killed.paths.exit.exists()
+    assert last_checkpoint(killed.paths) is None
+    killed.finish()
+    again = killed.steps().index(1, 1)
+    assert killed.steps()[again:] == list(range(1, 61))
+
+
+def test_the_signal_before_the_time_limit_and_a_preemption_before_the_first_step(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a node each. The real limit of a minute; SLURM's warning comes up to half a minute early."""
+    limited = start(LONG, signal="USR2", signal_margin_seconds=55, time="00:01:00", nodelist="slurm1")
+    limited.wait_training()
+    monkeypatch.setenv("STAND_IN_PREPARE_SECONDS", "3")
+    early = start(nodelist="slurm2")
+    wait_until(early.paths.rank_log(1).exists, 30)
+    early.preempt()
+    early.wait_restarted()
+    assert not early.paths.metrics.exists()
+
+    limited.wait_restarted()
+    saved = last_checkpoint(limited.paths)
+    assert saved is not None
+    wait_until(lambda: limited.launcher.status(limited.handle).state == "running", 30)
+    wait_until(lambda: limited.steps()[-1] > saved, 30)
+    limited.launcher.cancel(limited.handle)
+    status = limited.launcher.status(limited.handle)
     assert (status.state, status.exit_code) == ("interrupted", 75)
-    assert life.steps() == list(range(1, life.steps()[-1] + 1))
+    assert limited.steps() == list(range(1, limited.steps()[-1] + 1))
+    early.finish()
+    assert early.steps() == list(range(1, 61))
 
 
 def test_the_cap_on_requeues(start: Start) -> None:

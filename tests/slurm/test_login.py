@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from dtrain_launchers.slurm import SlurmLauncher
 
-from dtrain.launch.api import Job
+from dtrain.launch.api import Job, Launcher
 from tests.launch.conftest import left_over
-from tests.launch.launcher_contract import LauncherContract
+from tests.launch.launcher_contract import LauncherContract, NewJob
 from tests.slurm.cluster import Cluster
 from tests.slurm.login import Login
 from tests.ssh.conftest import VENV
@@ -21,6 +21,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
 
 
 class TestLogin(LauncherContract):
+    """Without what the table of faults shows, and what happens on the login node alone (TestSlurm has that)."""
+
+    test_cancel_may_be_repeated = None
+    test_killing_does_not_wait = None
+    test_a_failure_is_told_with_its_reason = None
+    test_a_run_to_its_end = None
+    test_a_handle_is_plain_json_and_names_the_run = None
+    test_cancelling_a_finished_run_changes_nothing = None
+
     @pytest.fixture
     def launcher(self) -> SlurmLauncher:
         return SlurmLauncher()
@@ -28,6 +37,10 @@ class TestLogin(LauncherContract):
     @pytest.fixture
     def new_job(self, login_job: Callable[..., Job]) -> Callable[..., Job]:
         return login_job
+
+    @pytest.mark.parametrize("name", ["qu'ote\" ;&& $(touch pwned)"])
+    def test_hostile_folder_names(self, launcher: Launcher, new_job: NewJob, tmp_path: Path, name: str) -> None:
+        super().test_hostile_folder_names(launcher, new_job, tmp_path, name)
 
 
 YAML = """\

@@ -15,7 +15,7 @@ from tests.launch.conftest import left_over
 from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
-STEPS = 100
+STEPS = 60
 RUN = (
     "launch", "tiny.yaml", "--profile", "cpux2x2", "--on", "slurm", "--detach", "--json", "--set", "zero_stage=2",
     "--set", f"max_steps={STEPS}", "--set", "num_epochs=20", "--set", "wandb_project=s", "--set", "wandb_mode=offline",
