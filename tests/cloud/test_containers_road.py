@@ -19,23 +19,32 @@ from dtrain.paths import RunPaths
 from tests.cloud.containers_world import RUNPOD_KEY, VAST_KEY, ContainersWorld, runpod_world, vast_world
 from tests.cloud.datacenter import Datacenter
 from tests.cloud.leaks import Case, cases_of, gc_once, kill_keeper, table, try_case
+from tests.cloud.runpod_server import RunpodServer
 from tests.launch.conftest import wait_until
+from tests.launch.launcher_contract import LauncherContract
 
 SWEEP = os.environ.get("DTRAIN_LEAK_SWEEP", "")
+long = pytest.mark.skipif(
+    not SWEEP, reason="minutes: DTRAIN_LEAK_SWEEP names a folder for the table of every call and stage"
+)
 NewJob = Callable[..., Job]
-WORLDS = {"runpod": (runpod_world, RunpodLauncher), "vast": (vast_world, VastLauncher)}
+WORLDS = {"runpod": runpod_world, "vast": vast_world}
 
 
 @pytest.fixture(scope="module", params=list(WORLDS))
 def world(datacenter: Datacenter, request: pytest.FixtureRequest) -> Iterator[ContainersWorld]:
-    made = WORLDS[request.param][0](datacenter)
+    made = WORLDS[request.param](datacenter)
     yield made
     made.close()
 
 
 @pytest.fixture
-def launcher(request: pytest.FixtureRequest) -> CloudLauncher:
-    made: CloudLauncher = WORLDS[request.node.callspec.params["world"]][1]()
+def launcher(world: ContainersWorld) -> CloudLauncher:
+    return launcher_of(world)
+
+
+def launcher_of(world: ContainersWorld) -> CloudLauncher:
+    made: CloudLauncher = RunpodLauncher() if isinstance(world.server, RunpodServer) else VastLauncher()
     return made
 
 
@@ -88,7 +97,7 @@ def test_nothing_is_left_lost_or_doubled(
     assert outcome.is_good, outcome
 
 
-@pytest.mark.skipif(not SWEEP, reason="DTRAIN_LEAK_SWEEP names a folder for the table of every call and stage: minutes")
+@long
 def test_every_call_and_every_stage(
     world: Any, launcher: CloudLauncher, datacenter: Datacenter, cloud_job: NewJob
 ) -> None:
@@ -100,3 +109,31 @@ def test_every_call_and_every_stage(
     told = table(launcher.name, outcomes)
     Path(SWEEP, f"leaks_{launcher.name}.json").write_text(json.dumps(told, indent=1) + "\n")
     assert (told["reached"], told["leaked"], told["lost"], told["doubled"]) == (told["tried"], 0, 0, 0)
+
+
+@long
+class TestContract(LauncherContract):
+    @pytest.fixture
+    def launcher(self, world: ContainersWorld) -> CloudLauncher:
+        return launcher_of(world)
+
+    @pytest.fixture
+    def new_job(self, cloud_job: NewJob) -> NewJob:
+        return cloud_job
+
+
+@long
+def test_a_spot_container_that_is_stopped_is_destroyed_and_the_run_goes_on(
+    world: ContainersWorld, launcher: CloudLauncher, cloud_job: NewJob, datacenter: Datacenter
+) -> None:
+    job = cloud_job(200, options={"spot": True, "usd_per_hour": 2.0})
+    handle = launcher.submit(job, launcher.render(job))
+    metrics = RunPaths(job.folder).metrics
+    wait_until(lambda: metrics.exists() and metrics.stat().st_size > 0, 60)
+    world.take_back()
+    wait_until(lambda: launcher.status(handle).state not in ("pending", "running"), 90)
+    ending = Ending.read(RunPaths(job.folder))
+    assert ending is not None
+    assert ending.code == 0, ending
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 201))
+    assert (world.machines(), len(world.created)) == ([], 2)
