@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import time
 
 from dtrain.cloud import watchdog
-from dtrain.cloud.ledger import Rented, Standing
 from dtrain.cloud.provider import EndsByRequest, Instance, Provider
 from dtrain.cloud.run_there import RunThere, Unbootable
 from dtrain.errors import LauncherRefused, Unreachable
@@ -19,14 +17,16 @@ SAVE_SECONDS = 60.0
 """On top of the ranks' grace: the supervisor's own."""
 
 
-def arm_watchdogs(rented: RunThere, provider: Provider, standing: Standing) -> None:
-    """On each machine, where the provider needs one and the person wants it; may be repeated. Unbootable: a machine
-    that would have no end without us."""
+def arm_watchdogs(rented: RunThere, provider: Provider, limit_seconds: float) -> None:
+    """On each machine, where the provider needs one and the person wants it; may be repeated. `limit_seconds`: from now
+    on. Unbootable: a machine that would have no end without us."""
     key = provider.abilities.watchdog_key
     if key is None or not rented.options.watchdog or not isinstance(provider, EndsByRequest):
         return
-    for number, (instance, remote) in enumerate(zip(rented.instances.values(), rented.far.remotes, strict=True)):
-        why = _not_armed(remote, _program(rented, provider, key, instance, remote, standing.machines[instance.name]))
+    seconds = max(0.0, limit_seconds - BEFORE_SHUTDOWN_SECONDS)
+    instances = [rented.instances[node] for node in sorted(rented.instances)]
+    for number, (instance, remote) in enumerate(zip(instances, rented.far.remotes, strict=True)):
+        why = _not_armed(remote, _program(rented, provider, key, instance, remote, seconds))
         if why is not None:
             raise Unbootable(f"no watchdog: {why}", [number])
 
@@ -40,10 +40,8 @@ def _not_armed(remote: Remote, script: bytes) -> str | None:
 
 
 def _program(
-    rented: RunThere, provider: EndsByRequest, key: str, instance: Instance, remote: Remote, one: Rented
+    rented: RunThere, provider: EndsByRequest, key: str, instance: Instance, remote: Remote, seconds: float
 ) -> bytes:
-    left = one.asked + float(one.order["max_seconds"]) - time.time() - BEFORE_SHUTDOWN_SECONDS
-    seconds = min(max(left, 0.0), float(one.order["max_seconds"]))
     save_seconds = min(rented.options.grace_seconds + SAVE_SECONDS, seconds / 2)
     stop = {
         "folder": remote.machine.run_folder(rented.book.run_id), "run_id": rented.book.run_id, "at_once": False,

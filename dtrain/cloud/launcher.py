@@ -38,6 +38,8 @@ from dtrain.launch.tunnel import Host
 from dtrain.paths import RunPaths
 
 POLL_SECONDS = 0.2
+PERSON_WAITS_SECONDS = 12.0
+"""How long a provider that does not answer is asked again while somebody looks on; a keeper has more patience."""
 KEEPER_SECONDS = 30.0
 """Until a keeper that was started holds its run."""
 
@@ -158,7 +160,7 @@ class CloudLauncher:
         key = (need, repr(options))
         if key not in self._offers:
             providers = self.market(options, Ledger(job.run_id)).providers
-            self._offers[key] = offers(need, options, self.name, providers)
+            self._offers[key] = offers(need, options, self.name, providers, PERSON_WAITS_SECONDS)
         return self._offers[key]
 
     def _first_offer(self, job: Job, options: CloudOptions) -> Offer | None:

@@ -147,7 +147,7 @@ class Rental:
 
     def _arm(self, rented: RunThere) -> None:
         one = next(iter(rented.instances.values()))
-        arm_watchdogs(rented, self.market.providers[one.provider], self._standing())
+        arm_watchdogs(rented, self.market.providers[one.provider], self.meter.limit_seconds - self.meter.passed_seconds)
 
     # --- machines ---
 
