@@ -125,7 +125,8 @@ def attention_working(key: ActivationKey) -> float:
         gradients += 4 * query + (2 * key.width * query if key_value < query else 0.0)
     if key.sequence_parallel > 1:  # an all-to-all's chunks as sent, as received and laid out; one tensor at a time
         gradients += 3 * key.width * query
-        if key.sequence_parallel > facts.kv_heads:  # of repeated keys and values, before and while they are added up
+        if key.on_cpu and key.sequence_parallel > facts.kv_heads:
+            # of repeated keys and values, while they are added up; on a GPU the kernel's fp32 sums are gone by then
             gradients += 3 * key.width * key_value
     return gradients + scores_working(key)
 
