@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +15,7 @@ from dtrain.models.facts import ModelFacts
 from dtrain.planner import sparse_attention
 from dtrain.planner.batch import divisors
 from dtrain.planner.choice import Precision
+from dtrain.planner.layout import linear_names
 from dtrain.planner.parallel import OWN_ATTENTION, parallel_errors, unsharded_in_16_bits
 from dtrain.planner.positions import position_errors
 
@@ -57,6 +59,7 @@ def space_of(loaded: Loaded, profile: Profile, facts: ModelFacts) -> Space:
     config = loaded.config
     errors = [*parallel_errors(loaded, facts), *_adapter_errors(loaded, profile), *_tiling_errors(loaded, facts)]
     errors += [*sparse_attention.errors_of(loaded, facts), *position_errors(loaded, facts)]
+    errors += _target_errors(loaded, facts)
     errors += unsharded_in_16_bits(loaded, precision_of(loaded, profile))
     if errors:
         raise BadInputs(errors)
@@ -118,11 +121,14 @@ def _offload_params(config: Config, profile: Profile) -> tuple[Offload, ...]:
 
 
 def _checkpointing(config: Config, profile: Profile) -> tuple[Checkpointing, ...]:
-    """On a CPU there is nowhere to offload to."""
+    """On a CPU there is nowhere to offload to. A tiled MLP and flex_attention have no outputs to keep (`_recomputation`
+    in config/rules.py)."""
     if config.gradient_checkpointing != "auto":
         return (config.gradient_checkpointing,)
-    able = (way for way in CHECKPOINTING if can_launch("gradient_checkpointing", way))
-    return tuple(way for way in able if not (profile.is_cpu and way == "offload"))
+    keeps_nothing = config.tiled_mlp or config.attention == "flex" or config.attention_pattern is not None
+    unable = {"offload"} if profile.is_cpu else set()
+    unable |= {"selective"} if keeps_nothing else set()
+    return tuple(way for way in CHECKPOINTING if way not in unable and can_launch("gradient_checkpointing", way))
 
 
 def _cross_entropy(config: Config) -> tuple[CrossEntropy, ...]:
@@ -187,6 +193,19 @@ def precision_of(loaded: Loaded, profile: Profile) -> Precision:
 
 
 # --- contradictions -----------------------------------------------------------------------------------------------
+
+
+def _target_errors(loaded: Loaded, facts: ModelFacts) -> list[BadInput]:
+    """Names of adapted layers that this model has not, with the nearest it has."""
+    asked = loaded.config.lora_target_modules
+    names = linear_names(facts)
+    unknown = [one for one in ([asked] if isinstance(asked, str) else asked or []) if one not in {*names, "all-linear"}]
+    if loaded.config.adapter is None or not unknown:
+        return []
+    near = difflib.get_close_matches(unknown[0], names, n=1)
+    fix = f"did you mean {near[0]}?" if near else "lora_target_linear: true adapts every linear layer"
+    message = f"no linear layer of {facts.name} has this name"
+    return [_at(loaded, "lora_target_modules", message, unknown[0], fix, ", ".join(sorted(names)))]
 
 
 NO_TOKEN_WISE_MLP = frozenset({"opt", "bloom", "mpt"})

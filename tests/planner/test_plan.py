@@ -219,6 +219,45 @@ def test_contradictions_have_a_way_out(lines: list[str], model: str, words: str)
     assert "fix" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["adapter: lora", "lora_target_modules: [q_proj, v_porj]"], "did you mean v_proj"),
+        (["attention_pattern: {kind: sliding, window: 64, global_tokens: 4}"], "sliding has no global_tokens"),
+        (["attention_pattern: {kind: bigbird}"], "bigbird needs random_blocks"),
+        (["attention_pattern: {kind: sliding}", "attention: flash_attention_2"], "has no attention_pattern"),
+        (["segment_memory: 64", "attention: flex"], "flex has no segment_memory"),
+        (["optimizer: adafactor", "zero_stage: 2"], "scales by whole matrices"),
+        (["adapter: lora", "load_in_8bit: true", "zero_stage: 3"], "cannot be sharded"),
+    ],
+)
+def test_what_launch_could_not_do_is_told_by_the_plan(lines: list[str], words: str) -> None:
+    with pytest.raises((BadInput, BadInputs), match=words):
+        plan(*lines)
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        ("bigscience/bloom-560m", "attention_pattern: {kind: sliding}"),
+        ("mistralai/Mistral-7B-v0.1", "segment_memory: 64"),
+        ("Qwen/Qwen3-30B-A3B", "tiled_mlp: true"),
+    ],
+)
+def test_a_model_with_its_own_attention_or_mlp_takes_no_pattern_and_no_tiles(model: str, line: str) -> None:
+    with pytest.raises((BadInput, BadInputs), match="cannot"):
+        plan(line, model=model)
+
+
+def test_what_keeps_no_output_is_never_checkpointed_selectively() -> None:
+    for line in ("tiled_mlp: true", "attention_pattern: {kind: sliding, window: 256}"):
+        made = plan(line, "sequence_len: 2048", "micro_batch_size: 16", profile="4090x1")
+        assert made.choice.gradient_checkpointing != "selective"
+    assert plan("attention_pattern: {kind: sliding}").choice.attention == "flex"
+    assert plan("attention_pattern: {kind: sliding}", profile="cpu").choice.attention == "sdpa"
+    assert plan("optimizer: adafactor").choice.zero_stage == 0
+
+
 def test_a_window_beyond_rotary_positions_names_the_choices() -> None:
     with pytest.raises((BadInput, BadInputs)) as caught:
         plan("sequence_len: 5000")
