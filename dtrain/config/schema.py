@@ -272,8 +272,8 @@ class Config(Section):
     cross_entropy: CrossEntropy = "auto"
     cross_entropy_chunks: Count | Auto = "auto"
     sequence_parallel_size: Count = 1
-    """Neighbouring ranks that share each row of tokens (Ulysses; docs/long_sequences.md). Not given: as many as it takes
-    to fit, where nothing else does."""
+    """Neighbouring ranks that share each row of tokens (Ulysses; docs/long_sequences.md). Not given: as many as it
+    takes to fit, where nothing else does."""
     tensor_parallel_size: Count = 1
     """Neighbouring ranks that share each layer's matrices (AutoTP), at ZeRO 0 to 2."""
     tiled_mlp: bool = False
