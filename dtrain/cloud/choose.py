@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from dtrain.cloud.estimate import affordable
 from dtrain.cloud.market import PATIENCE_SECONDS, patiently
 from dtrain.cloud.meter import Meter
 from dtrain.cloud.options import CloudOptions
 from dtrain.cloud.order_book import OrderBook
-from dtrain.cloud.provider import Instance, Need, NoCredentials, NoSuchMachine, Offer, Provider, ProviderError
+from dtrain.cloud.provider import Instance, Need, NoCapacity, NoSuchMachine, Offer, Provider, ProviderError
+
+OTHERS_PATIENCE_SECONDS = 10.0
+"""With --anywhere: for a provider that was not named."""
 
 
 def need_of(gpu: str, gpus_per_node: int, nodes: int, options: CloudOptions) -> Need:
@@ -86,15 +90,31 @@ def offers(
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> Sequence[Offer]:  # fmt: skip
     """What could be rented, cheapest first; with --anywhere also from every other provider with credentials."""
+    try:
+        found = _own_offers(need, options, first, providers[first], patience_seconds)
+    except (NoSuchMachine, NoCapacity):
+        if not options.anywhere:
+            raise
+        found = []
+    for name, provider in providers.items() if options.anywhere else ():
+        if name != first and (need.nodes == 1 or provider.abilities.several_nodes):
+            found += _other_offers(replace(need, regions=()), provider)
+    left = [one for one in found if one.capacity is not False]
+    return sorted(left, key=lambda one: (one.usd_per_hour, one.provider != first))
+
+
+def _own_offers(
+    need: Need, options: CloudOptions, name: str, provider: Provider, patience_seconds: float
+) -> list[Offer]:
     if options.machine and options.usd_per_hour and options.regions:
-        return [_as_told(need, options, first, region) for region in options.regions]
-    found = list(patiently(lambda: providers[first].offers(need), patience_seconds))
-    for name, provider in providers.items():
-        if name == first or not options.anywhere or (need.nodes > 1 and not provider.abilities.several_nodes):
-            continue
-        try:
-            found += patiently(lambda one=provider: one.offers(need), 10.0)  # type: ignore[misc]
-        except (NoCredentials, NoSuchMachine):
-            continue
-    named = [one for one in found if options.machine in (None, one.machine) and one.capacity is not False]
-    return sorted(named, key=lambda one: (one.usd_per_hour, one.provider != first))
+        return [_as_told(need, options, name, region) for region in options.regions]
+    found = patiently(lambda: provider.offers(need), patience_seconds)
+    return [one for one in found if options.machine in (None, one.machine)]
+
+
+def _other_offers(need: Need, provider: Provider) -> list[Offer]:
+    """Of a provider that was not named: one that has nothing, or no key, is passed over."""
+    try:
+        return list(patiently(lambda: provider.offers(need), OTHERS_PATIENCE_SECONDS))
+    except ProviderError:
+        return []
