@@ -6,11 +6,13 @@ they are on two machines; killing a node's first process is pulling its plug. Ne
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -230,8 +232,17 @@ class Cluster:
 @contextmanager
 def running(base: Path) -> Iterator[Cluster]:
     cluster = Cluster(base, list(NAMES))
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
+    with only_one():
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+@contextmanager
+def only_one() -> Iterator[None]:
+    """Names, addresses and ports are fixed: another test session on this machine waits its turn."""
+    with Path(tempfile.gettempdir(), "dtrain-slurm-tests.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
