@@ -22,7 +22,7 @@ from dtrain.cloud.provider import (
 )
 
 from .container import named
-from .runpod_options import API, CONSOLE, NAME, RunpodOptions
+from .runpod_options import ANYWHERE, API, CONSOLE, NAME, RunpodOptions
 
 _WORDS: tuple[tuple[str, type[ProviderError]], ...] = (
     ("no longer any instances available", NoCapacity),
@@ -145,5 +145,5 @@ def _offers(card: Mapping[str, Any], need: Need, options: RunpodOptions) -> list
         )
         for cloud in options.clouds
         if (price := card.get(_PRICES[cloud, need.spot]))
-        for region in need.regions or ("",)
+        for region in need.regions or (ANYWHERE,)
     ]  # fmt: skip

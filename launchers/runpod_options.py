@@ -15,6 +15,8 @@ from dtrain.cloud.provider import AccountClosed, NoCapacity, NoCredentials, NoRi
 from .rest import Api, closed
 
 NAME = "runpod"
+ANYWHERE = "any data centre"
+"""As an offer's region: RunPod picks one."""
 CONSOLE = "https://console.runpod.io"
 API = Api(
     provider=NAME,

@@ -9,7 +9,7 @@ from typing import Any
 from dtrain.cloud.provider import Order
 
 from .container import boot_command, shutdown_program
-from .runpod_options import API, IMAGE, RunpodOptions, options_of
+from .runpod_options import ANYWHERE, API, IMAGE, RunpodOptions, options_of
 
 PATH = "/graphql"
 SPOT, ON_DEMAND = "podRentInterruptable", "podFindAndDeployOnDemand"
@@ -70,7 +70,7 @@ def _pod(order: Order, options: RunpodOptions, ends: str) -> dict[str, Any]:
         "env": [{"key": "PUBLIC_KEY", "value": order.public_key}, {"key": "DTRAIN_RUN", "value": order.run_id}],
         "dockerArgs": f"bash -c '{boot_command(order, _shutdown())}; exec {options.start}'",
     }
-    if order.offer.region:
+    if order.offer.region != ANYWHERE:
         pod["dataCenterId"] = order.offer.region
     if not order.offer.spot:
         pod["terminateAfter"] = ends

@@ -25,7 +25,7 @@ RUN = "20261123-191500-k3f9"
 KEY = "rpa_0123456789-secret"
 ORACLE = os.environ.get("RUNPOD_ORACLE_PYTHON", "")
 H100 = Offer(
-    "runpod", "", "NVIDIA H100 80GB HBM3, secure cloud", "h100", 2, 7.98,
+    "runpod", "any data centre", "NVIDIA H100 80GB HBM3, secure cloud", "h100", 2, 7.98,
     data={"gpu_type_id": "NVIDIA H100 80GB HBM3", "cloud": "SECURE"},
 )  # fmt: skip
 USER_DATA = '#!/bin/sh\necho "it\'s first"\n'
