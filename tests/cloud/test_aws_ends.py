@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from dtrain_launchers.aws import AwsLauncher
+from dtrain_launchers.aws import Aws, AwsLauncher
 
+from dtrain.cloud.collect import collect, strays
+from dtrain.cloud.machines import Terms, order_of
+from dtrain.cloud.options import CloudOptions
+from dtrain.cloud.provider import Offer
 from dtrain.launch.api import Handle, Job
-from dtrain.launch.ending import Ending
+from dtrain.launch.ending import Ending, put_aside
 from dtrain.paths import RunPaths
-from tests.cloud.aws_world import AwsWorld
+from tests.cloud.aws_world import REGION, AwsWorld
 from tests.cloud.datacenter import Datacenter, Machine
 from tests.cloud.leaks import gc_once, kill_keeper, run_folders
 from tests.launch.conftest import wait_until
@@ -58,6 +63,34 @@ def test_a_wish_to_stop_saves_and_ends_the_machine(world: AwsWorld, cloud_job: N
     launcher.cancel(handle)
     assert launcher.status(handle).state == "interrupted"
     assert list(RunPaths(job.folder).checkpoints.glob("step-*/manifest.json"))
+    assert world.machines() == []
+
+
+def test_a_stopped_run_goes_on_with_another_machine(world: AwsWorld, cloud_job: NewJob) -> None:
+    job = cloud_job(300)
+    launcher, handle = submitted(job)
+    wait_for_steps(job)
+    launcher.cancel(handle)
+    put_aside(RunPaths(job.folder))
+    launcher.submit(job, launcher.render(job))
+    assert ended(job).code == 0
+    assert (steps_of(job), len(world.created)) == (list(range(1, 301)), 2)
+
+
+def test_from_another_computer_gc_ends_only_the_run_that_is_named(
+    world: AwsWorld, cloud_job: NewJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.hardware = False
+    order = Terms("20261123-191500-k3f9", 1, CloudOptions(), None, "203.0.113.7/32")
+    Aws().create(order_of(order, 0, 1, Offer("aws", REGION, "c5.xlarge", "cpu", 0, 0.2), 3600.0))
+    world.hardware = True
+    cloud_job()  # its environment: the provider's
+    monkeypatch.setenv("DTRAIN_HOME", str(tmp_path / "another"))
+    (stray,), problems = strays()
+    assert (stray.run_id, stray.output, problems) == (order.run_id, None, [])
+    assert "left alone" in collect(stray, False, print)
+    assert len(world.machines()) == 1
+    collect(stray, True, print)
     assert world.machines() == []
 
 
