@@ -325,7 +325,8 @@ class Config(Section):
     """A rank that for so long gets no further (not through one forward or backward pass, one optimizer step, one
     collective) hangs: the run ends, with the stacks of all ranks in their logs."""
     max_restarts: Annotated[int, Field(ge=0)] = 0
-    """How often a failed run is started again from its last checkpoint, on the same machine, before it ends."""
+    """How often a failed run is started again from its last checkpoint, on the same machines, before it ends: on one
+    machine, and on all nodes of a SLURM job. On several SSH hosts `dtrain resume` does it."""
     probe: bool = False
     """Before the first step, take two at the longest batch, measure memory and time beside the plan (probe.json), and
     undo them to the last bit. `dtrain launch --probe` says it too."""

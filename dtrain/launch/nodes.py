@@ -5,8 +5,8 @@
      where to meet)     whom)                    an ending of its own)               one exit.json, or another life)
 
 `python -m dtrain.launch.nodes begin RUN_FOLDER NODE...` prints the address and port at which the nodes meet.
-`python -m dtrain.launch.nodes end RUN_FOLDER NODE... [--again] [--told] [--note WHY]` prints `again`, or the run's exit
-code.
+`python -m dtrain.launch.nodes end RUN_FOLDER NODE... [--again] [--told] [--note WHY] [--restarts N]` prints `again`
+(the job is to be requeued), `restart` (another life in the same job), or the run's exit code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dtrain.errors import RunFailed
-from dtrain.launch.ending import DONE, FAILED, INTERRUPTED, Ending, interrupted, put_aside
+from dtrain.launch.ending import DONE, FAILED, INTERRUPTED, Ending, interrupted, put_aside, put_aside_life
 from dtrain.launch.network import free_port, link_towards
 from dtrain.paths import RunPaths
 
@@ -28,7 +28,7 @@ ALREADY_RUN = 3
 """As the supervisor's: nothing was started."""
 LATE_WORD_SECONDS = 3.0
 """Another node's ending, written just now, may reach this node's view of a shared folder a moment later."""
-AGAIN = "again"
+AGAIN, RESTART = "again", "restart"
 
 
 def begin(paths: RunPaths, nodes: Sequence[str], restarted: bool) -> str | None:
@@ -70,17 +70,39 @@ class Verdict:
     """The steps were told to stop; a node without an ending did not live to write one."""
     note: str = ""
     """Why an interrupted run does not go on by itself."""
+    restarts: int | None = None
+    """Lives that failed in this job so far; None where the road cannot begin another one."""
 
 
-def end(paths: RunPaths, nodes: Sequence[str], verdict: Verdict) -> Ending | None:
-    """One ending of the whole run, written to exit.json; None when it was interrupted and is to go on."""
+def end(paths: RunPaths, nodes: Sequence[str], verdict: Verdict) -> Ending | str:
+    """One ending of the whole run, written to exit.json; AGAIN when it was interrupted and is to go on, RESTART when it
+    failed and all nodes begin another life from the last checkpoint."""
     ending = first_ending(paths, wait_for_endings(paths, len(nodes)), nodes, verdict.told)
+    if ending.code == FAILED and not verdict.told:
+        from dtrain.launch.shortage import after_shortage  # the planner, only for a run that failed
+
+        ending, replanned = after_shortage(paths, ending)
+        if replanned or begins_again(paths, ending, verdict.restarts):
+            return RESTART
     if ending.code == INTERRUPTED and verdict.again:
-        return None
+        return AGAIN
     if ending.code == INTERRUPTED and verdict.note:
         ending = replace(ending, reason=f"{ending.reason}; {verdict.note}")
     ending.write(paths)
     return ending
+
+
+def begins_again(paths: RunPaths, ending: Ending, restarts: int | None) -> bool:
+    """Whether a failed run has another life (`max_restarts`); what the last one left is put aside then."""
+    from dtrain.launch.supervise import restarts_allowed
+
+    if restarts is None or restarts >= restarts_allowed(paths):
+        return False
+    failed = [one for file in paths.past.glob("*/exit.json") if (one := Ending.read_from(file)) and one.code == FAILED]
+    if restarts and failed and ending.step <= max(failed, key=lambda one: one.ended).step:
+        return False  # it got no further than the life before
+    put_aside_life(paths, ending)
+    return True
 
 
 def wait_for_endings(paths: RunPaths, nodes: int) -> list[Ending | None]:
@@ -116,12 +138,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--again", action="store_true", help="an interrupted run is to go on")
     parser.add_argument("--told", action="store_true", help="the nodes were told to stop")
     parser.add_argument("--note", default="", help="why an interrupted run does not go on by itself")
+    parser.add_argument("--restarts", type=int, help="lives that failed in this job so far")
     told = parser.parse_args(arguments)
     paths = RunPaths.of(told.folder)
     if told.act == "begin":
         return _begin(paths, told.nodes)
-    ending = end(paths, told.nodes, Verdict(told.again, told.told, told.note))
-    print(AGAIN if ending is None else ending.code)
+    ending = end(paths, told.nodes, Verdict(told.again, told.told, told.note, told.restarts))
+    print(ending if isinstance(ending, str) else ending.code)
     return 0
 
 

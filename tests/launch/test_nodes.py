@@ -87,7 +87,7 @@ def test_done_when_all_are(paths: RunPaths) -> None:
     for number in range(2):
         ended(paths, number, DONE, 5.0)
     ending = nodes.end(paths, ["a", "b"], Verdict())
-    assert ending is not None
+    assert isinstance(ending, Ending)
     assert Ending.read(paths) == ending
     assert (ending.code, ending.reason) == (DONE, "done")
 
@@ -96,26 +96,47 @@ def test_what_came_first_is_the_reason(paths: RunPaths) -> None:
     ended(paths, 0, FAILED, 9.0, "rank 0: connection reset")
     ended(paths, 1, FAILED, 5.0, "rank 3: out of memory")
     ending = nodes.end(paths, ["a", "b"], Verdict(again=True))
-    assert ending is not None
+    assert isinstance(ending, Ending)
     assert (ending.code, ending.reason) == (FAILED, "rank 3: out of memory")
 
 
 def test_an_interrupted_run_goes_on_or_says_why_not(paths: RunPaths) -> None:
     ended(paths, 0, INTERRUPTED, 5.0, "stopped")
     ended(paths, 1, FAILED, 6.0, "rank 3: connection reset")
-    assert nodes.end(paths, ["a", "b"], Verdict(again=True)) is None
+    assert nodes.end(paths, ["a", "b"], Verdict(again=True)) == nodes.AGAIN
     assert not paths.exit.exists()
     ending = nodes.end(paths, ["a", "b"], Verdict(note="the cap"))
-    assert ending is not None
+    assert isinstance(ending, Ending)
     assert (ending.code, ending.reason) == (INTERRUPTED, "stopped; the cap")
+
+
+def test_a_failed_run_has_as_many_lives_as_it_may(paths: RunPaths) -> None:
+    """Each must get further than the one before."""
+    paths.config.write_text("base_model: x\ndatasets: [{path: y, type: alpaca}]\nlearning_rate: 1\nmax_restarts: 2\n")
+    verdicts = []
+    for restarts, step in enumerate((3, 5, 5)):
+        paths.state.write_text(json.dumps({"step": step}))
+        Ending(FAILED, "rank 1 was killed", step, 10.0 + restarts).write_to(paths.node(0).ending)
+        ended(paths, 1, DONE, 11.0)
+        told = nodes.end(paths, ["a", "b"], Verdict(restarts=restarts))
+        verdicts.append(told if isinstance(told, str) else told.code)
+        assert paths.exit.exists() == (verdicts[-1] == FAILED)
+    assert verdicts == [nodes.RESTART, nodes.RESTART, FAILED]
+
+
+def test_no_life_is_begun_where_the_road_cannot(paths: RunPaths) -> None:
+    paths.config.write_text("base_model: x\ndatasets: [{path: y, type: alpaca}]\nlearning_rate: 1\nmax_restarts: 2\n")
+    ended(paths, 0, FAILED, 1.0)
+    ended(paths, 1, DONE, 2.0)
+    assert isinstance(nodes.end(paths, ["a", "b"], Verdict()), Ending)
 
 
 def test_a_node_that_says_nothing(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes, "LATE_WORD_SECONDS", 0.0)
     ended(paths, 0, DONE, 5.0)
-    assert nodes.end(paths, ["a", "b"], Verdict(again=True, told=True)) is None
+    assert nodes.end(paths, ["a", "b"], Verdict(again=True, told=True)) == nodes.AGAIN
     ending = nodes.end(paths, ["a", "b"], Verdict())
-    assert ending is not None
+    assert isinstance(ending, Ending)
     assert "node b ended without a word" in ending.reason
 
 
