@@ -108,9 +108,9 @@ def sdpa_by_document(
     Linear in the number of documents where a masked call is quadratic in T. A padded batch (B > 1) needs no mask:
     padding stands on the right, where causal attention of real tokens never looks.
     """
-    _refuse_unknown(others)
+    refuse_unknown(others)
     lengths = list(document_lengths) if document_lengths else [query_BHTD.shape[2]]
-    _refuse_warm(module, lengths)
+    refuse_warm(module, lengths)
     sight = Sight.of(module, sliding_window, asked or UNLIMITED)
     call = partial(_causal, dropout=dropout, scale=scaling, softcap=softcap, sinks=s_aux)
     parts: list[Tensor] = []
@@ -203,8 +203,8 @@ def varlen_by_document(
             module, query_BHTD, key_BKTD, value_BKTD, attention_mask, dropout, scaling, sliding_window, softcap,
             document_lengths, s_aux, **others,
         )  # fmt: skip
-    _refuse_unknown(others)
-    _refuse_warm(module, document_lengths or ())
+    refuse_unknown(others)
+    refuse_warm(module, document_lengths or ())
     return varlen(query_BHTD, key_BKTD, value_BKTD, cu_seq_lens_q, max_length_q, scaling, sight.window), None
 
 
@@ -244,7 +244,7 @@ KNOWN_EXTRAS = {
 """What models pass along that does not change the attention of a training pass."""
 
 
-def _refuse_unknown(others: dict[str, Any]) -> None:
+def refuse_unknown(others: dict[str, Any]) -> None:
     """An argument we do not know may change the result (attention sinks, position biases): never drop it in silence."""
     unknown = sorted(name for name, value in others.items() if name not in KNOWN_EXTRAS and value is not None)
     if unknown:
@@ -254,7 +254,7 @@ def _refuse_unknown(others: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
-def _refuse_warm(module: Any, lengths: Sequence[int]) -> None:
+def refuse_warm(module: Any, lengths: Sequence[int]) -> None:
     """Llama 4 scales queries by their place in the row, not in their document (modeling_llama4.py)."""
     tuned = getattr(module, "attn_temperature_tuning", False) and not module.use_rope
     if tuned and len(lengths) > 1 and sum(lengths) >= module.floor_scale:
@@ -275,7 +275,7 @@ def flash_in_sight(flash: Callable[..., Any], keeps_sinks: bool) -> Callable[...
         sight = Sight.of(module, told.get("sliding_window"), UNLIMITED)
         if sight.chunk is not None or (told.get("s_aux") is not None and not keeps_sinks):
             return sdpa_by_document(module, query, key, value, attention_mask, **told)
-        _refuse_warm(module, told.get("document_lengths") or ())
+        refuse_warm(module, told.get("document_lengths") or ())
         return flash(module, query, key, value, attention_mask, **(told | {"sliding_window": sight.window}))
 
     return attend

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dtrain.train.attention import UNLIMITED, Sight, _refuse_unknown, _refuse_warm, pieces, sdpa_by_document
+from dtrain.train.attention import UNLIMITED, Sight, refuse_unknown, refuse_warm, pieces, sdpa_by_document
 from dtrain.train.attention_pattern import sees
 
 
@@ -40,9 +40,9 @@ def flex_by_document(
             module, query_BHTD, key_BKTD, value_BKTD, attention_mask, dropout, scaling, sliding_window, softcap,
             document_lengths, s_aux, asked, **others,
         )  # fmt: skip
-    _refuse_unknown(others)
+    refuse_unknown(others)
     lengths = tuple(document_lengths) if document_lengths else (query_BHTD.shape[2],)
-    _refuse_warm(module, lengths)
+    refuse_warm(module, lengths)
     return flex(query_BHTD, key_BKTD, value_BKTD, lengths, scaling, softcap, sight), None
 
 
