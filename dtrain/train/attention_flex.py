@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dtrain.train.attention import UNLIMITED, Sight, refuse_unknown, refuse_warm, pieces, sdpa_by_document
+from dtrain.train.attention import UNLIMITED, Sight, pieces, refuse_unknown, refuse_warm, sdpa_by_document
 from dtrain.train.attention_pattern import sees
 
 
