@@ -52,8 +52,9 @@ def _tidy(market: Market, run_id: str) -> None:
 def existing(market: Market, run_id: str) -> list[Instance]:
     """What the providers say that there is of a run, and what they made so lately that they may not list it yet."""
     standing = market.ledger.standing()
-    used = {one.provider for one in standing.machines.values()} if standing else set(market.providers)
-    listed = [one for name in sorted(used & set(market.providers)) for one in market.find(name, run_id)]
+    used = {one.provider for one in standing.machines.values()} if standing else set()
+    asked = used & set(market.providers) or set(market.providers)  # a ledger without an order may not be the only one
+    listed = [one for name in sorted(asked) for one in market.find(name, run_id)]
     return listed + market.unlisted({one.name for one in listed})
 
 
