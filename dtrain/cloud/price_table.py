@@ -78,7 +78,7 @@ def _asked(name: str, launcher: Any, say: Callable[[str], None]) -> Asked:
         told = Asked(name, problem=error.message)
     else:
         day = time.strftime("%Y-%m-%d", time.gmtime())
-        rows = _cheapest(_price(offer, day) for offer in found if offer.priced_on == LIVE)
+        rows = _cheapest(_price(one, day) for one in found if one.priced_on == LIVE and one.gpu in cards())
         told = Asked(name, rows, problem="" if rows else "it tells no live prices: the table's hold")
     say(f"{name}: {told.problem or f'{len(told.prices)} prices'}")
     return told

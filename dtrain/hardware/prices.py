@@ -79,7 +79,7 @@ def prices_of(gpu: str | None) -> list[Price]:
         near = difflib.get_close_matches(gpu, BY_NAME, n=1)
         raise BadInput("no such card", key="--gpu", value=gpu, fix=near[0] if near else "dtrain profiles")
     rows = [row for row in prices() if gpu is None or row.gpu == BY_NAME[gpu].name]
-    return sorted(rows, key=lambda row: (row.gpu, row.usd_per_hour / row.gpus, row.provider))
+    return sorted(rows, key=lambda row: (row.gpu, row.usd_per_hour / max(1, row.gpus), row.provider))
 
 
 def own_prices() -> tuple[Price, ...]:
