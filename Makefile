@@ -1,7 +1,7 @@
 # make setup   the environment: .venv with the pinned stack
 # make demo    trains a small storyteller on two CPU ranks and lets it write
 # make test    the test suite
-# make soak    two hundred kill -9 in a row, every layout to every other; what comes out lies in tests/soak/*.json
+# make soak    two hundred kill -9 in a row, every layout to every other, rented runs under faults; see tests/soak/*.json
 # make check   what CI runs: lint, types, tests
 PYTHON ?= python3
 VENV   := .venv
@@ -34,6 +34,8 @@ test: $(READY)
 soak: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.kills --kills 200 --json tests/soak/kills.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.crossings --json tests/soak/crossings.json
+	DTRAIN_LEAK_SWEEP=tests/measured $(BIN)/python -m pytest -q tests/cloud -k "every_call or Contract"
+	$(BIN)/python -m tests.soak.rentals --launches 200 --json tests/measured/soak_rentals.json
 
 lint: $(READY)
 	$(BIN)/ruff check .
