@@ -151,13 +151,13 @@ def finish(
 ) -> None:
     """Train to the end, write the model, let it write, and put the end of the run into numbers."""
     rank.state.stage("training")
-    started = time.time()
+    started = time.monotonic()  # the clock may be set meanwhile
     try:
         train(run, progress)
     except Stopped:
         saver.wait()
         raise
-    seconds = time.time() - started
+    seconds = time.monotonic() - started
     rank.state.stage("exporting")
     write_model(rank, prepared, run, saver.wait())
     peaks = rank.ranks.gather(run.memory.figures())

@@ -114,6 +114,18 @@ def test_the_newest_the_best_and_one_of_every_so_many_hours_stay(tmp_path: Path)
     assert left == [1, 2, 4, 6, 7]  # 1, 4, 7: every 1.5 h; 2: the best; 8 was passed over by a resume
 
 
+def test_a_clock_that_is_set_back_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps say what is newest; the clock only says which are hours apart."""
+    one, _, _ = a_saver(tmp_path, Keep(last=2, hours=1.0))
+    for step, hour in enumerate((10, 11, 12, 2, 3, 4), start=1):
+        monkeypatch.setattr(time, "time", lambda hour=hour: hour * 3600.0)
+        one.save(Progress(step=step))
+        assert one.wait().problem is None  # type: ignore[union-attr]
+    found, damaged = newest_good(one.paths)
+    assert (found.step if found else None, damaged) == (6, [])
+    assert {1, 2, 3, 5, 6} <= {checkpoint.step_of(folder) for folder in one.paths.checkpoints.iterdir()}
+
+
 def test_lines_that_a_full_disk_did_not_take_are_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words: list[str] = []
     journal = Journal(tmp_path / "metrics.jsonl", words.append)
