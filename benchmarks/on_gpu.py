@@ -60,6 +60,10 @@ def _qlora(name: str, window: int = 4096, **said: Any) -> Layout:
 
 
 LAYOUTS: tuple[Layout, ...] = (
+    *(
+        _full(name, zero_stage=2, gradient_checkpointing="none", **said)
+        for name, said in (("fp32", {"bf16": False}), ("bf16", {"bf16": True}))
+    ),
     *(_full(f"zero{stage}", zero_stage=stage, gradient_checkpointing="none") for stage in (1, 2, 3)),
     *(
         _full(f"zero2 {kind} {window}", window, zero_stage=2, gradient_checkpointing=kind)
@@ -125,7 +129,7 @@ def _described(model: str, device: Device) -> dict[str, Any]:
         facts = load_facts(MODELS[model], revision=None, config_dir=None)
         return {**facts.config, "model_type": facts.family}
     return {
-        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "model_type": "llama", "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,
     }  # fmt: skip
 
