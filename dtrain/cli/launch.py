@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--probe", is_flag=True, help="First measure two steps at the longest batch beside the plan; they are undone."
 )
+@click.option("--no-bias", is_flag=True, help="Plan without what earlier runs on this machine have shown.")
 @click.option("--detach", is_flag=True, help="Start it and return; `dtrain attach` watches it later.")
 @click.option("--name", metavar="N", help="The run's name; default: the config's, else the file's.")
 @click.option("--yes", is_flag=True, help="Do not ask before something that costs money.")
@@ -44,6 +45,7 @@ def command(
     on: str,
     dry_run: bool,
     probe: bool,
+    no_bias: bool,
     detach: bool,
     name: str | None,
     yes: bool,
@@ -73,7 +75,7 @@ def command(
 
     console = console_for(as_json)
     sets = (*sets, *_rented_sets(on, max_cost, max_hours, anywhere, no_watchdog), *(["probe=true"] if probe else []))
-    made = planned(file, sets, profile, on)
+    made = planned(file, sets, profile, on, with_bias=not no_bias)
     _show_plan(made, console, as_json)
     drafted = draft(made, on, name)
     if dry_run:

@@ -24,7 +24,7 @@ from dtrain.launch.registry import Entry
 from dtrain.models.facts import ModelFacts
 from dtrain.models.hub import load_facts
 from dtrain.planner.deepspeed_values import auto_values
-from dtrain.planner.measured import own_bias
+from dtrain.planner.measured import NO_BIAS, own_bias
 from dtrain.planner.nearest import Way, ways_out
 from dtrain.planner.plan import Plan, make_plan, versions
 
@@ -45,8 +45,13 @@ class Planned:
         return [] if self.plan.accepted else ways_out(self.plan, self.loaded, self.facts)
 
 
-def planned(file: Path, sets: Sequence[str], profile_name: str, on: str = "local") -> Planned:
-    """Read, refuse what cannot run, plan. BadInput(s) for every mistake there is."""
+def planned(
+    file: Path, sets: Sequence[str], profile_name: str, on: str = "local", *, with_bias: bool = True
+) -> Planned:
+    """Read, refuse what cannot run, plan. BadInput(s) for every mistake there is.
+
+    `with_bias`: as this machine's earlier runs measured their plans; the plan's reasons say so.
+    """
     elsewhere = isinstance(launchers.load(on), AsksForFiles)
     loaded = load(file, sets)
     refusals = launch_refusals(loaded) + missing_data(loaded, elsewhere)
@@ -55,7 +60,7 @@ def planned(file: Path, sets: Sequence[str], profile_name: str, on: str = "local
     profile = resolve_profile(profile_name)
     refuse_planned_only(profile)
     facts = load_facts(loaded.config.base_model, revision=loaded.config.revision_of_model, config_dir=file.parent)
-    bias = own_bias(profile, versions())
+    bias = own_bias(profile, versions()) if with_bias else NO_BIAS
     plan = make_plan(loaded, profile, facts, bias=bias)
     _refuse_another_deepspeed_file(loaded, plan, facts)
     own = Path(profile_name).expanduser().read_text() if looks_like_path(profile_name.strip()) else None

@@ -11,7 +11,7 @@ import pytest
 
 from dtrain.launch.standing import Supervisor
 from dtrain.paths import RunPaths
-from tests.e2e import wandb_stub
+from tests.e2e import wandb_file, wandb_stub
 from tests.e2e.cli import CLOSED, Place, has_logged, metrics, rank_pid, reached, said, wait_until
 from tests.e2e.conftest import make_place_in
 from tests.e2e.materials import stories, write_jsonl
@@ -52,7 +52,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Place:
     assert done.code == 0, done.out + done.err
     run = place.run("out")
     [offline] = (run.run / "wandb").glob("offline-run-*")
-    assert list(offline.glob("run-*.wandb"))
+    [recorded] = offline.glob("run-*.wandb")
+    told, planned = wandb_file.summary_of(recorded), json.loads(run.plan.read_text())
+    assert told["planned_peak_allocated_gib"] == planned["memory_gib"]["peak_allocated"]
+    assert told["planned_steps"] == planned["schedule"]["steps"]
     assert said(run)["code"] == 0
     assert [line["step"] for line in metrics(run)] == LOGGED
     assert place.processes() == []

@@ -16,6 +16,7 @@ from dtrain.errors import BadInput
 from dtrain.files import write_json
 from dtrain.hardware.profiles import resolve_profile
 from dtrain.launch import registry
+from dtrain.launch.draft import planned
 from dtrain.launch.registry import Entry
 from dtrain.paths import RunPaths
 from dtrain.planner.measured import NO_BIAS, Bias, compared, keep, kept_rows, own_bias
@@ -172,3 +173,14 @@ def test_plan_says_its_bias_and_leaves_it_out_on_request() -> None:
     assert any(reason.startswith("bias: 1 measured run here") for reason in biased["reasons"])
     assert biased["memory_gib"]["peak_allocated"] == pytest.approx(1.1 * plain["memory_gib"]["peak_allocated"])
     assert plain["bias"]["runs"] == 0
+
+
+def test_launch_plans_with_the_bias_and_leaves_it_out_on_request() -> None:
+    file = Path("configs/storyteller-tiny.yaml")
+    plain = planned(file, [], "cpu", with_bias=False).plan
+    made = plain.as_json()
+    keep(compared(made, report(made, memory=1.1), "one"))
+    biased = planned(file, [], "cpu").plan
+    assert biased.memory.peak_allocated == pytest.approx(1.1 * plain.memory.peak_allocated)
+    assert any("--no-bias" in reason for reason in biased.reasons)
+    assert planned(file, [], "cpu", with_bias=False).plan.bias == NO_BIAS
