@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dtrain.cloud.cards import paid_row
 from dtrain.errors import BadInput, LauncherRefused
 from dtrain.files import write_whole
 from dtrain.launch import bundle, bundle_wheel, runlogs
@@ -19,7 +20,7 @@ from dtrain.launch.digest import sha256_of
 from dtrain.launch.ending import Ending, last_checkpoint
 from dtrain.launch.fetch import CHUNK_BYTES, bring_home
 from dtrain.paths import RunPaths
-from dtrain.units import duration
+from dtrain.units import dollars, duration
 
 from .colab_cells import notebook, with_parcel
 from .colab_options import RUNTIMES, WHERE, ColabOptions, read_options
@@ -27,6 +28,7 @@ from .colab_options import RUNTIMES, WHERE, ColabOptions, read_options
 NAME = "colab"
 THERE = "/content/dtrain/runs"
 """Where runs lie on Colab."""
+FREE = ("t4", "cpu")
 PACKED_BYTES = 8 << 20
 """Input files up to this much in all go into the notebook, so that a browser still opens it; others go over Drive."""
 
@@ -259,9 +261,15 @@ def _words(job: Job, options: ColabOptions, from_drive: list[Shipped]) -> str:
 
 
 def _price(job: Job) -> str:
-    if _gpu(job) in ("t4", "cpu"):
-        return "free while Colab gives it; a free session ends without notice, and then Run all goes on"
-    return "compute units of your Colab plan; dtrain does not know their price"
+    gpu = _gpu(job)
+    paid = paid_row(NAME, gpu)
+    words = ["free while Colab gives it; a free session ends without notice"] if gpu in FREE else []
+    if paid is not None:
+        usd = paid.usd_per_hour * float(job.plan["hours"])
+        words.append(
+            f"{paid.machine}: {dollars(usd)} for the plan's hours (priced {paid.priced_on}; from your Colab plan)"
+        )
+    return "; ".join(words) or "compute units of your Colab plan; their price for this card is not in the table"
 
 
 def _notes(job: Job) -> tuple[str, ...]:

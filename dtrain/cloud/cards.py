@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dtrain.hardware.gpus import GPUS
+from dtrain.hardware.prices import Price, prices
 
 
 def reported_names(gpu: str) -> tuple[str, ...]:
@@ -13,6 +14,12 @@ def reported_names(gpu: str) -> tuple[str, ...]:
 def nominal_gb(gpu: str) -> int:
     """The memory in the card's name; 0 where it is not known."""
     return (GPUS[gpu].nominal_gb or 0) if gpu in GPUS else 0
+
+
+def paid_row(provider: str, gpu: str) -> Price | None:
+    """What the price table says of one card there, the cheapest that costs something."""
+    rows = [row for row in prices() if (row.provider, row.gpu, row.gpus) == (provider, gpu, 1) and row.usd_per_hour]
+    return min(rows, key=lambda row: row.usd_per_hour, default=None)
 
 
 def cards() -> tuple[str, ...]:
