@@ -59,8 +59,8 @@ class ActivationKey:
     dropout: bool
     transformers_code: bool
     packed: bool
-    tile_share: float
-    """Tokens of a tile of the MLP, of all: 1 where nothing is tiled."""
+    tile_share: float | None
+    """Tokens of a tile of the MLP, of all; None where nothing is tiled."""
     sequence_parallel: int
     frozen_keeps: bool
     quantised: bool
@@ -86,7 +86,7 @@ class ActivationKey:
             dropout=bool(adapter and adapter.dropout),
             transformers_code=setup.transformers_code,
             packed=setup.packed,
-            tile_share=min(1.0, setup.facts.hidden_size / setup.micro_batch_tokens) if setup.tiled_mlp else 1.0,
+            tile_share=min(1.0, setup.facts.hidden_size / setup.micro_batch_tokens) if setup.tiled_mlp else None,
             sequence_parallel=setup.sequence_parallel_size,
             frozen_keeps=setup.frozen_keeps_inputs,
             quantised=setup.dtypes.frozen in ("nf4", "int8"),

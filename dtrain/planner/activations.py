@@ -60,7 +60,7 @@ def _mlp_saved(key: ActivationKey, layer: Layer) -> float:
     facts = key.facts
     parts = parts_of(facts, layer)
     shares_input = facts.parallel_residual and layer.norms == 1  # one norm feeds both halves: its output is kept once
-    if key.tile_share < 1:  # one tile after another, recomputed in backward: only the input is kept
+    if key.tile_share is not None:  # one tile after another, recomputed in backward: only the input is kept
         return 0.0 if shares_input else key.width * facts.hidden_size
     kept = 0.0
     if not shares_input:
@@ -137,7 +137,7 @@ def _mlp_working(key: ActivationKey, layer: Layer) -> float:
     """
     facts, inner = key.facts, inner_width(key, layer)
     gradients = 3 if facts.gated_mlp else 2
-    if key.tile_share < 1:
+    if key.tile_share is not None:
         inside = _activation_kept(key) + key.width * (1 + gradients)
         return key.width * 2 * facts.hidden_size + inside * inner * key.tile_share
     routed = _routing_saved(key, layer) * (1 if key.fp32_routing else 0.5)  # gradients of scattered and scaled rows
@@ -148,7 +148,7 @@ def _mlp_working(key: ActivationKey, layer: Layer) -> float:
 
 def tile_sums(key: ActivationKey, layer: Layer) -> float:
     """Bytes, not per token: the gradients of a tiled MLP's weights, of all tiles in fp32 and of one as computed."""
-    if key.tile_share == 1 or not key.trained:
+    if key.tile_share is None or not key.trained:
         return 0.0
     parts = parts_of(key.facts, layer)
     return (4 + key.width) * sum(one.parameters for one in (*parts.ups, *parts.downs)) / key.tensor_parallel
@@ -164,7 +164,7 @@ def forward_working(key: ActivationKey, layer: Layer) -> float:
     """Beside its input, at the fullest moment of a block's forward without gradients: MLP, norm or attention."""
     facts = key.facts
     inner = inner_width(key, layer) * (3 if facts.gated_mlp else 2)
-    mlp = key.width * (2 * facts.hidden_size + inner * key.tile_share) + _routing_saved(key, layer)
+    mlp = key.width * (2 * facts.hidden_size + inner * (key.tile_share or 1.0)) + _routing_saved(key, layer)
     norm = norm_working(key) * facts.hidden_size
     query, key_value = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
     attention = key.width * (facts.hidden_size + (3 * query + 3 * key_value) / key.tensor_parallel)

@@ -21,6 +21,7 @@ from dtrain.planner.memory import TERMS, estimate_memory, moments
 from dtrain.planner.optimizers import OPTIMIZERS, optimizer_spec
 from dtrain.planner.setup import AdapterSpec, Dtypes, Setup
 from dtrain.planner.states import States
+from dtrain.planner.throughput import estimate_time
 from dtrain.units import GIB
 from tests.planner.layouts import facts, layout
 
@@ -30,6 +31,11 @@ MODELS = (
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
     "openai-community/gpt2",
     "Qwen/Qwen3-30B-A3B",
+    "openai/gpt-oss-20b",
+    "deepseek-ai/DeepSeek-V2-Lite",
+    "google/gemma-2-2b",
+    "bigscience/bloom-560m",
+    "mosaicml/mpt-7b",
 )
 LORA = AdapterSpec("lora", 16, frozenset({"q_proj", "v_proj"}))
 QLORA = Dtypes(frozen="nf4")
@@ -52,6 +58,11 @@ setups = st.builds(
     checkpointing=st.sampled_from(["none", "full", "selective", "offload"]),
     attention=st.sampled_from(["sdpa", "flash_attention_2", "eager", "varlen"]),
     cross_entropy=st.sampled_from(["eager", "chunked", "compiled", "fused"]),
+    sequence_parallel_size=st.sampled_from([1, 1, 2, 8]),
+    others_loss=st.booleans(),
+    transformers_code=st.booleans(),
+    fp32_routing=st.booleans(),
+    expandable_segments=st.booleans(),
     tiled_mlp=st.booleans(),
     compiled=st.booleans(),
     fused_kernels=st.booleans(),
@@ -76,6 +87,9 @@ def test_no_term_is_negative_and_terms_add_up(setup: Setup) -> None:
     assert 0 <= memory.peak_low <= memory.peak_allocated * 1.2 + 4
     assert memory.peak_allocated <= memory.peak_reserved <= memory.peak_smi == memory.peak <= memory.peak_high
     assert memory.host_memory_gib > 0
+    time = estimate_time(setup)
+    assert all(math.isfinite(seconds) and seconds >= 0 for seconds in time.parts.values()), time.parts
+    assert math.isclose(sum(time.parts.values()), time.step_seconds)
 
 
 @given(setups, st.sampled_from(["micro_batch_size", "sequence_len"]))
