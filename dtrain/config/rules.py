@@ -93,13 +93,15 @@ def _sharding(keys: dict[str, Node]) -> Iterator[BadInput]:
 
 def _recomputation(keys: dict[str, Node]) -> Iterator[BadInput]:
     if _is(keys, "tiled_mlp", True) and _is(keys, "gradient_checkpointing", "selective"):
-        why = "cannot stand beside gradient_checkpointing selective: tiles keep no matmul's output"
+        why = (
+            "cannot stand beside gradient_checkpointing: selective keeps matmuls' outputs, and tiles have none to keep"
+        )
         yield _against(keys, "tiled_mlp", "gradient_checkpointing", why, "gradient_checkpointing: full, or offload")
     blocky = (
         "attention_pattern" if "attention_pattern" in keys else "attention" if _is(keys, "attention", "flex") else ""
     )
     if blocky and _is(keys, "gradient_checkpointing", "selective"):
-        why = "cannot stand beside gradient_checkpointing selective: it knows no output of flex_attention to keep"
+        why = "cannot stand beside gradient_checkpointing: selective knows no output of flex_attention to keep"
         yield _against(keys, blocky, "gradient_checkpointing", why, "gradient_checkpointing: full, or offload")
 
 

@@ -27,6 +27,8 @@ CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full", "offloa
 CROSS_ENTROPY: tuple[CrossEntropy, ...] = ("chunked", "eager")
 ATTENTION = ("flash_attention_3", "flash_attention_2", "sdpa")
 """What may be chosen by itself, as far as launch runs it. Eager attention needs more memory and more time than sdpa."""
+LEAST_CAPABILITY = {"flash_attention_3": (9, 0), "flash_attention_2": (8, 0), "varlen": (8, 0), "flex": (7, 0)}
+"""Hopper; Ampere (torch's varlen is FlashAttention 2); Triton's own least."""
 OWN_SDPA = frozenset({"falcon", "stablelm"})
 """Families of OWN_ATTENTION that run torch's sdpa (`_supports_sdpa`, transformers 5.23); the others write it out."""
 ON_THE_CARD = (
@@ -59,7 +61,7 @@ def space_of(loaded: Loaded, profile: Profile, facts: ModelFacts) -> Space:
     config = loaded.config
     errors = [*parallel_errors(loaded, facts), *_adapter_errors(loaded, profile), *_tiling_errors(loaded, facts)]
     errors += [*sparse_attention.errors_of(loaded, facts), *position_errors(loaded, facts)]
-    errors += _target_errors(loaded, facts)
+    errors += [*_target_errors(loaded, facts), *_kernel_errors(loaded, profile)]
     errors += unsharded_in_16_bits(loaded, precision_of(loaded, profile))
     if errors:
         raise BadInputs(errors)
@@ -147,11 +149,12 @@ def _attention(config: Config, profile: Profile, facts: ModelFacts) -> tuple[str
         return (config.attention,)
     if facts.family in OWN_ATTENTION and config.plan_as is None:
         return ("sdpa" if facts.family in OWN_SDPA else "eager",)
-    least = {"flash_attention_3": (9, 0), "flash_attention_2": (8, 0)}
     if sparse_attention.look_back(config) is not None:
         return (sparse_attention.back_end(config, profile),)
     capability = (0, 0) if _is_fp32(config) else profile.gpu.compute_capability or (0, 0)
-    return tuple(name for name in ATTENTION if capability >= least.get(name, (0, 0)) and can_launch("attention", name))
+    return tuple(
+        name for name in ATTENTION if capability >= LEAST_CAPABILITY.get(name, (0, 0)) and can_launch("attention", name)
+    )
 
 
 def _sequence_parallel(loaded: Loaded, profile: Profile, facts: ModelFacts) -> tuple[int, ...]:
@@ -206,6 +209,18 @@ def _target_errors(loaded: Loaded, facts: ModelFacts) -> list[BadInput]:
     fix = f"did you mean {near[0]}?" if near else "lora_target_linear: true adapts every linear layer"
     message = f"no linear layer of {facts.name} has this name"
     return [_at(loaded, "lora_target_modules", message, unknown[0], fix, ", ".join(sorted(names)))]
+
+
+def _kernel_errors(loaded: Loaded, profile: Profile) -> list[BadInput]:
+    """A back end that this machine's cards cannot run; whether it is installed is seen where it runs."""
+    config, wanted = loaded.config, loaded.config.attention
+    capability = profile.gpu.compute_capability
+    lacks = profile.is_cpu or (capability is not None and capability < LEAST_CAPABILITY.get(wanted, (0, 0)))
+    if wanted not in LEAST_CAPABILITY or config.plan_as is not None or not lacks:
+        return []
+    major, minor = LEAST_CAPABILITY[wanted]
+    message = f"{wanted} needs a CUDA GPU of compute capability {major}.{minor}"
+    return [_at(loaded, "attention", message, wanted, "set attention: auto")]
 
 
 NO_TOKEN_WISE_MLP = frozenset({"opt", "bloom", "mpt"})

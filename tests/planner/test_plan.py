@@ -249,6 +249,14 @@ def test_a_model_with_its_own_attention_or_mlp_takes_no_pattern_and_no_tiles(mod
         plan(line, model=model)
 
 
+@pytest.mark.parametrize(
+    ("attention", "profile"), [("flash_attention_2", "cpu"), ("flash_attention_3", "a100x8"), ("varlen", "t4x1")]
+)
+def test_a_kernel_that_no_card_of_the_machine_runs(attention: str, profile: str) -> None:
+    with pytest.raises((BadInput, BadInputs), match="needs a CUDA GPU of compute capability"):
+        plan(f"attention: {attention}", profile=profile)
+
+
 def test_what_keeps_no_output_is_never_checkpointed_selectively() -> None:
     for line in ("tiled_mlp: true", "attention_pattern: {kind: sliding, window: 256}"):
         made = plan(line, "sequence_len: 2048", "micro_batch_size: 16", profile="4090x1")
