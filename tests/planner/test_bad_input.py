@@ -28,6 +28,16 @@ SHAPE: dict[str, Any] = {
 CARD = {"name": "mine", "gpu": "mine-card", "gpus_per_node": 2, "memory_gib": 31.5, "tflops_bf16": 150}
 
 
+SAID = (
+    "", "sample_packing: true", "gradient_checkpointing: selective", "attention: eager", "cross_entropy: eager",
+    "adapter: lora\ngradient_checkpointing: offload", "adapter: qlora\nload_in_4bit: true\nlora_target_linear: true",
+    "plan_as: {sharding: fsdp2}\ncross_entropy: fused", "plan_as: {sharding: zero3}\ntorch_compile: true\nfp8: true",
+    "plan_as: {sharding: ddp, master_weights: none, optimizer_in_backward: true}\ncross_entropy: chunked",
+    "plan_as: {sharding: fsdp2, base_weights_dtype: fp32, replicate_size: 2}\nadapter: lora",
+)  # fmt: skip
+"""What a person may say beside the window."""
+
+
 def plan(*lines: str, model: str = TINY, profile: str = "a100x8") -> Plan:
     loaded = loads("\n".join([f"base_model: {model}", "datasets: [{path: no/data, type: alpaca}]", *lines]))
     return make_plan(loaded, resolve_profile(profile), facts(model))
@@ -116,10 +126,11 @@ def sane(made: Plan) -> None:
     speed=st.floats(1, 5000),
     gpus=st.integers(1, 16),
     window=st.integers(2, 200_000),
+    lines=st.sampled_from(SAID),
 )
 def test_any_shape_on_any_machine(
     heads: int, per_head: int, layers: int, inner: int, vocabulary: int, tied: bool, memory: float, speed: float,
-    gpus: int, window: int, tmp_path_factory: pytest.TempPathFactory,
+    gpus: int, window: int, lines: str, tmp_path_factory: pytest.TempPathFactory,
 ) -> None:  # fmt: skip
     shape = SHAPE | {
         "hidden_size": heads * per_head, "num_attention_heads": heads, "num_key_value_heads": 1,
@@ -128,7 +139,7 @@ def test_any_shape_on_any_machine(
     file = own_profile(
         tmp_path_factory.mktemp("profile"), memory_gib=memory, tflops_bf16=speed, gpus_per_node=gpus, catalogue="4090"
     )
-    loaded = loads(f"base_model: x/y\ndatasets: [{{path: no/data, type: alpaca}}]\nsequence_len: {window}\n")
+    loaded = loads(f"base_model: x/y\ndatasets: [{{path: no/data, type: alpaca}}]\nsequence_len: {window}\n{lines}")
     known, machine = facts_from_config(shape, "mine", "config.json"), resolve_profile(file)
     sane(make_plan(loaded, machine, known))
 
