@@ -56,6 +56,8 @@ class SshLauncher:
             ]
         if not problems and job.device == "cuda":
             _refuse_other_gpus(job, seen)
+            if options.gate:
+                _refuse_other_drivers(seen)
         return problems
 
     def render(self, job: Job) -> Rendered:
@@ -194,6 +196,17 @@ def _refuse_other_gpus(job: Job, seen: Mapping[str, Seen]) -> None:
         raise BadInput(
             "the hosts have different GPUs, and the slowest would set the pace", key=f"{WHERE}.hosts", value=told,
             fix="take hosts that are alike",
+        )  # fmt: skip
+
+
+def _refuse_other_drivers(seen: Mapping[str, Seen]) -> None:
+    """Drivers of different branches (their first number) run different CUDA and NCCL paths on one job's hosts."""
+    told = {name: said.gpus[0]["driver"] for name, said in seen.items()}
+    if len({driver.partition(".")[0] for driver in told.values()}) > 1:
+        raise BadInput(
+            "the hosts have drivers of different branches", key=f"{WHERE}.hosts",
+            value="; ".join(f"{name}: {driver}" for name, driver in told.items()),
+            fix="update the older one; or, without trying them out: --set launchers.ssh.gate=false",
         )  # fmt: skip
 
 

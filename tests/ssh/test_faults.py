@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -189,4 +191,24 @@ def test_secrets_are_in_no_file_and_no_command_line(
     files = [path for path in [*tmp_path.rglob("*"), *Path("/dev/shm").glob(".dtrain-*")] if path.is_file()]
     assert files
     assert not [path for path in files if b"a-secret-of-the-test" in read(path)]
+    launcher.cancel(handle)
+
+
+def test_a_project_s_tracked_files_go_along_and_the_run_works_among_them(
+    launcher: SshLauncher, ssh_job: NewJob, tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
+    (project / "templates").mkdir(parents=True)
+    for name in ("templates/chat.jinja", "untracked.txt", ".env", ".env.local"):
+        (project / name).write_text("secret" if name.startswith(".env") else "tracked")
+    subprocess.run(["git", "init", "-q"], cwd=project, check=True)
+    subprocess.run(["git", "add", "templates", ".env", ".env.local"], cwd=project, check=True)
+    job = ssh_job(LONG, options={"project": True}, working_directory=str(project))
+    handle = submitted(launcher, job)
+    wait_until(lambda: training(launcher, handle), 30)
+    there = Path(handle.data["machines"][0]["base"]) / "runs" / job.run_id / "project"
+    assert [str(path.relative_to(there)) for path in there.rglob("*") if path.is_file()] == ["templates/chat.jinja"]
+    workers = [one.pid for one in processes_of_run(job.run_id) if b"worker" in read(Path(f"/proc/{one.pid}/cmdline"))]
+    assert workers
+    assert {os.readlink(f"/proc/{pid}/cwd") for pid in workers} == {str(there)}
     launcher.cancel(handle)

@@ -11,7 +11,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
-from dtrain_launchers.ssh import SshLauncher, _refuse_other_gpus
+from dtrain_launchers.ssh import SshLauncher, _refuse_other_drivers, _refuse_other_gpus
 from dtrain_launchers.ssh_options import read_options
 
 from dtrain.errors import BadInput, PartMissing
@@ -61,6 +61,13 @@ def test_another_gpu_than_planned_too_few_and_a_mixture_are_bad_input() -> None:
         _refuse_other_gpus(job, {"a": seen(A100), "b": seen()})
     with pytest.raises(BadInput, match="a NVIDIA A100 of a has 24"):
         _refuse_other_gpus(job, {"a": seen({**A100, "memory_mib": "24564"}), "b": seen(A100)})
+
+
+def test_drivers_of_different_branches_are_bad_input() -> None:
+    _refuse_other_drivers({"a": seen(A100), "b": seen({**A100, "driver": "570.86.15"})})
+    with pytest.raises(BadInput, match="different branches") as caught:
+        _refuse_other_drivers({"a": seen(A100), "b": seen({**A100, "driver": "535.183.01"})})
+    assert caught.value.value == "a: 570.1; b: 535.183.01"
 
 
 def test_without_fabric_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
