@@ -9,6 +9,7 @@ from dtrain.config.origins import Loaded
 from dtrain.config.schema import Config
 from dtrain.errors import BadInput
 from dtrain.models.facts import ModelFacts
+from dtrain.planner.parallel import LENGTH_DEPENDENT_ROPE, rope_kinds
 
 WITHOUT_ROTATION = frozenset({"gpt2", "opt", "gpt_bigcode", "bloom", "mpt"})
 """Families whose positions are learned, or biases by distance (ALiBi)."""
@@ -20,6 +21,7 @@ def position_errors(loaded: Loaded, facts: ModelFacts) -> Iterator[BadInput]:
     if config.rope_scaling is not None and (why := _cannot_scale(facts)):
         yield _at(loaded, "rope_scaling", f"{facts.name} {why}", None, "leave rope_scaling out")
         return
+    yield from _by_row(loaded, facts)
     window, positions = config.sequence_len, positions_of(config, facts)
     if positions is None or window <= positions or config.plan_as is not None:
         return
@@ -33,6 +35,22 @@ def position_errors(loaded: Loaded, facts: ModelFacts) -> Iterator[BadInput]:
     factor = math.ceil(window / original_positions(facts))
     fix = f"sequence_len: {positions}, or rope_scaling: {{type: yarn, factor: {factor}}}"
     yield _at(loaded, "sequence_len", message, window, fix, f"at most {positions}")
+
+
+def _by_row(loaded: Loaded, facts: ModelFacts) -> Iterator[BadInput]:
+    """Rotation that the model itself takes by the longest row at hand (Phi 3's longrope): rows beyond the original
+    positions cannot share a micro-batch with shorter ones, or these would be rotated otherwise than alone."""
+    config, kinds = loaded.config, rope_kinds(facts.config) & LENGTH_DEPENDENT_ROPE
+    alone = config.micro_batch_size == 1 and not config.sample_packing
+    if not kinds or config.rope_scaling or alone or config.plan_as is not None or facts.max_positions is None:
+        return
+    original = original_positions(facts)
+    if config.sequence_len > original:
+        message = (
+            f"{facts.name} rotates by the length at hand ({min(kinds)}) beyond {original} tokens, so rows cannot mix"
+        )
+        fix = f"micro_batch_size: 1 and sample_packing: false, or sequence_len: {original}"
+        yield _at(loaded, "sequence_len", message, config.sequence_len, fix)
 
 
 def position_warnings(loaded: Loaded, facts: ModelFacts) -> tuple[str, ...]:
@@ -55,7 +73,8 @@ def original_positions(facts: ModelFacts) -> int:
     """Before a scaling that the model itself was published with (Llama 3.1: 8,192 of 131,072)."""
     assert facts.max_positions is not None
     said = facts.config.get("rope_parameters") or facts.config.get("rope_scaling") or {}
-    return int(said.get("original_max_position_embeddings") or facts.max_positions)
+    told = said.get("original_max_position_embeddings") or facts.config.get("original_max_position_embeddings")
+    return int(told or facts.max_positions)
 
 
 def _cannot_scale(facts: ModelFacts) -> str | None:

@@ -62,6 +62,7 @@ def load_model(
     attention.register(sight)
     auto = model_class(config.model_type)
     described = read_config(config, source)
+    rope.refuse_mixed_rows(described, choice.sequence_len, config.sample_packing or choice.micro_batch_size > 1)
     if choice.sequence_parallel_size > 1:
         refuse_positions_by_length(described.get_text_config().to_dict(), choice.sequence_parallel_size)
     told: dict[str, Any] = {

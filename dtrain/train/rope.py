@@ -37,6 +37,21 @@ def scale(described: Any, scaling: RopeScaling) -> None:
     text.max_position_embeddings = original if scaling.type == "dynamic" else math.floor(scaling.factor * original)
 
 
+def refuse_mixed_rows(described: Any, window: int, shares_rows: bool) -> None:
+    """BadInput where rows of one micro-batch would be rotated by the longest of them (dynamic, longrope), and a window
+    is long enough for that to matter."""
+    text = described.get_text_config()
+    told = getattr(text, "rope_parameters", None) or {}
+    original = int(told.get("original_max_position_embeddings") or text.max_position_embeddings)
+    if told.get("rope_type") in ("dynamic", "longrope") and shares_rows and window > original:
+        raise BadInput(
+            f"this model rotates by the length at hand ({told['rope_type']}) beyond {original} tokens, so rows cannot "
+            "share a micro-batch",
+            key="sequence_len", value=window,
+            fix=f"micro_batch_size: 1 and sample_packing: false, or sequence_len: {original}",
+        )  # fmt: skip
+
+
 def forget_rows(model: Any) -> None:
     """transformers keeps dynamic frequencies of the longest row so far: begin each forward pass from the original
     ones, so that what is computed does not depend on what came before."""

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from dtrain.config.schema import Config
+from dtrain.errors import BadInput
 from dtrain.train import rope
 from dtrain.train.model import read_config
 
@@ -89,3 +90,18 @@ def test_a_model_published_with_a_scaling_is_scaled_from_its_original_positions(
     assert described.max_position_embeddings == 8
     assert described.rope_parameters["original_max_position_embeddings"] == 4
     assert "low_freq_factor" not in described.rope_parameters
+
+
+def test_rows_of_a_model_that_rotates_by_the_longest_are_not_mixed() -> None:
+    described = transformers.Phi3Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128, pad_token_id=0,
+        original_max_position_embeddings=32,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+            "factor": 4.0, "original_max_position_embeddings": 32,
+        },
+    )  # fmt: skip
+    rope.refuse_mixed_rows(described, window=32, shares_rows=True)
+    rope.refuse_mixed_rows(described, window=128, shares_rows=False)
+    with pytest.raises(BadInput, match="beyond 32 tokens"):
+        rope.refuse_mixed_rows(described, window=33, shares_rows=True)
