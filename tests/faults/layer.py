@@ -14,6 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+BLOCK_BYTES = 4096
+"""Writes past the page cache come in multiples of it, and so do their halves."""
+
+
+def half_of(size: int) -> int:
+    half = size // 2
+    return half if size % BLOCK_BYTES else half - half % BLOCK_BYTES
+
+
 CALLS = ("open", "write", "fsync", "ftruncate", "rename", "replace", "mkdir", "unlink", "rmdir")
 Kind = Literal["kill", "fail"]
 
@@ -36,7 +45,7 @@ class Fault:
         def call(target: Any, *arguments: Any, **options: Any) -> Any:
             if self._concerns(name, target, arguments) and next(self.count) == self.at:
                 if name == "write":
-                    real(target, bytes(arguments[0])[: len(arguments[0]) // 2])
+                    real(target, arguments[0][: half_of(len(arguments[0]))])
                 if self.kind == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
