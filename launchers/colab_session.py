@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from dtrain.errors import BadInput, DtrainError
@@ -72,7 +73,9 @@ class Keeper:
                 shutil.rmtree(other, ignore_errors=True)
 
     def _keep_files(self) -> None:
-        """The run's end last: who sees it finds the rest."""
+        """The run's end last: who sees it finds the rest. A run that goes on has no end any more."""
+        if not self.paths.exit.exists():
+            self.kept.exit.unlink(missing_ok=True)
         for name in sorted(_files_to_keep(self.paths), key=lambda one: one == "dtrain/exit.json"):
             source, target = self.paths.output / name, self.kept.output / name
             if not _is_same(source, target):
@@ -141,20 +144,36 @@ def _take(source: Path, target: Path, digest: str) -> None:
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
-def command_for(paths: RunPaths) -> list[str]:
-    """It may run still (the kernel alone was restarted), go on after a checkpoint, or begin."""
-    dtrain = [sys.executable, "-P", "-m", "dtrain"]
+DTRAIN = (sys.executable, "-P", "-m", "dtrain")
+
+
+def runs_already(paths: RunPaths) -> bool:
+    """The kernel alone was restarted: its run went on without it."""
     status = folder_status(paths)
-    if status is not None and status.state == "running":
-        return [*dtrain, "attach", str(paths.output)]
+    return status is not None and status.state == "running"
+
+
+def command_for(paths: RunPaths) -> list[str]:
+    """Watch it where it runs already, go on after a checkpoint, or begin."""
+    if runs_already(paths):
+        return [*DTRAIN, "attach", str(paths.output)]
     begins = ["--force"] if last_checkpoint(paths) is None else []
-    return [*dtrain, "resume", str(paths.output), *begins]
+    return [*DTRAIN, "resume", str(paths.output), *begins]
 
 
 def watched(command: list[str], keeper: Keeper, home: Path) -> int:
     """Its exit code, once everything is kept; 1 for a finished run whose result is not."""
-    run = subprocess.Popen(command, env={**os.environ, "DTRAIN_HOME": str(home)}, preexec_fn=die_with_parent)
-    signal.signal(signal.SIGINT, lambda number, frame: run.send_signal(signal.SIGINT))
+    env = {**os.environ, "DTRAIN_HOME": str(home)}
+    run = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        """Save and stop; who only watches would leave the run alone."""
+        if "attach" in command:
+            subprocess.Popen([*DTRAIN, "stop", str(keeper.paths.output)], env=env)
+        else:
+            run.send_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGINT, interrupted)
     over = threading.Event()
     keeping = threading.Thread(target=_keep_until, args=(keeper, over))
     keeping.start()

@@ -292,5 +292,8 @@ def test_a_full_drive_is_told_once_and_the_run_goes_on(tmp_path: Path, capsys: p
     assert not keeper.keep()
     assert capsys.readouterr().out.count("cannot be kept") == 1
     (tmp_path / "drive").unlink()
+    kept.run.mkdir(parents=True)
+    kept.exit.write_text("of a life before this one")
     assert keeper.keep(everything=True)
+    assert not kept.exit.exists()
     assert (kept.checkpoint(1) / "manifest.json").exists()
