@@ -264,9 +264,10 @@ class States:
     def _bucket(self) -> float:
         return min(self.setup.buckets.reduce, self.trained) * DTYPE_BYTES[self.setup.dtypes.reduce]
 
-    @property
-    def _two_buckets(self) -> float:
-        return self._bucket * (2 if self.setup.buckets.overlap else 1)
+    def _buckets_of(self, elements: float) -> float:
+        """Two where they overlap with backward, no larger than so many elements."""
+        size = min(self.setup.buckets.reduce, elements) * DTYPE_BYTES[self.setup.dtypes.reduce]
+        return size * (2 if self.setup.buckets.overlap else 1)
 
     @property
     def standing_buffers(self) -> float:
@@ -274,7 +275,7 @@ class States:
         if self.setup.sharding == "zero3":
             return self._bucket
         views = self.setup.sharding == "zero1" and self.setup.dtypes.accumulation is None
-        return self._two_buckets if views else 0.0
+        return self._buckets_of(self.trained) if views else 0.0
 
     @cached_property
     def reduce_buffers(self) -> float:
@@ -291,7 +292,8 @@ class States:
             return self._bucket * (2 if full else 1)  # and the reduce-scatter's flat copy of it
         if setup.sharding == "zero1" and setup.dtypes.accumulation is not None:
             return self.trained_block * DTYPE_BYTES[setup.dtypes.gradient]
-        return self._two_buckets + self.standing_buffers
+        # made no larger than the whole model (train/engine.py), whatever tensor parallel leaves here
+        return self._buckets_of(setup.trained_parameters) + self.standing_buffers
 
     @property
     def reduce_beside_loss(self) -> float:
