@@ -163,13 +163,13 @@ def test_a_notebook_trains_goes_on_after_its_machine_was_lost_and_keeps_the_resu
     assert SECRET not in notebook.read_text()
 
     first, run = sessions(notebook, run_id)
-    wait_until(lambda: run.poll() is not None or kept.checkpoint(8).exists(), 120)
+    wait_until(lambda: run.poll() is not None or kept.checkpoint(8).exists(), 240)
     assert run.poll() is None, run.communicate()[0]
     first.end(run, run_id)
     assert not kept.exit.exists()
 
     _, run = sessions(notebook, run_id)
-    said = run.communicate(timeout=180)[0]
+    said = run.communicate(timeout=300)[0]
     assert run.returncode == 0, said
     assert "going on after step" in said
     assert json.loads(kept.exit.read_text())["code"] == 0
