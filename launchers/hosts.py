@@ -23,8 +23,8 @@ def read_machine(told: Any, common: Mapping[str, Any], where: str, file: str | N
     if not isinstance(entry, Mapping) or "host" not in entry:
         allowed = "user@host:port, or {host: user@host:port, key: FILE}"
         raise BadInput("not a host", file=file, key=where, value=told, allowed=allowed)
-    entry = {key: value for key, value in entry.items() if value is not None}
     refuse_unknown(entry, ENTRY_OPTIONS, where, file)
+    entry = {key: value for key, value in entry.items() if value is not None}
     for key, value in entry.items():
         checked(ENTRY_OPTIONS[key], value, f"{where}.{key}", file)
     all_of_it = {**common, **entry}

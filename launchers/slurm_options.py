@@ -174,9 +174,12 @@ def _file(value: str) -> str:
 def _login(value: Any) -> Login:
     """`user@host`, or a mapping: an SSH host's entry, and how far to trust it."""
     where = f"{WHERE}.login"
-    entry = {"host": value} if isinstance(value, str) else {key: one for key, one in value.items() if one is not None}
+    told = {"host": value} if isinstance(value, str) else value
     own = {"secrets": NAMES, **TRUST_OPTIONS}
-    refuse_unknown(entry, ENTRY_OPTIONS | own, where)
+    refuse_unknown(told, ENTRY_OPTIONS | own, where)
+    entry = {key: one for key, one in told.items() if one is not None}
+    if "host" not in entry:
+        raise BadInput("no host is named", key=where, value=value, allowed=f"{where}.host: user@host:port")
     for key in own.keys() & entry.keys():
         checked(own[key], entry[key], f"{where}.{key}")
     machine = read_machine({key: one for key, one in entry.items() if key not in own}, {}, where)

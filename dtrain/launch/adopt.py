@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dtrain.errors import BadInput, Unreachable
+from dtrain.errors import BadInput
 from dtrain.launch import machine, registry
 from dtrain.launch.create import create, folder_name
 from dtrain.launch.far import Where
@@ -33,7 +33,8 @@ def is_elsewhere(said: str) -> bool:
 
 
 def adopt(said: str, into: Path) -> Entry:
-    """The entry of a run elsewhere; its folder here is made below `into`. BadInput when there is no such run there."""
+    """The entry of a run elsewhere; its folder here is made below `into`. BadInput when there is no such run there,
+    Unreachable when the host does not answer."""
     match = _PLACE.fullmatch(said)
     assert match is not None
     port = int(match["port"]) if match["port"] else None
@@ -47,8 +48,6 @@ def adopt(said: str, into: Path) -> Entry:
         if isinstance(known, Entry):
             return known
         where = _where(about, host, lines)
-    except Unreachable as error:
-        raise BadInput(error.message, key="RUN", value=said) from None
     finally:
         lines.close()
     output = into / folder_name(about["name"], about["id"])
