@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from dtrain.cloud import teardown
 from dtrain.cloud.arming import arm_watchdogs
 from dtrain.cloud.choose import Choice
 from dtrain.cloud.held import HeldPaths
+from dtrain.cloud.homeward import Homeward
 from dtrain.cloud.keys import make_keys, remove_keys
 from dtrain.cloud.ledger import Standing
 from dtrain.cloud.machines import Machines, Terms
@@ -28,7 +30,7 @@ from dtrain.cloud.run_there import RunThere, Unbootable, last_whole_checkpoint
 from dtrain.cloud.stop_request import StopRequest
 from dtrain.cloud.telling import Telling
 from dtrain.errors import DtrainError, LauncherRefused, StillBilled, Unreachable
-from dtrain.launch.ending import INTERRUPTED, Ending, interrupted, last_checkpoint, put_aside
+from dtrain.launch.ending import INTERRUPTED, Ending, interrupted, put_aside
 from dtrain.launch.far import Unfit
 from dtrain.paths import RunPaths
 
@@ -36,6 +38,7 @@ BAD_HOSTS = 3
 """So many machines are given back before the run gives up: then it is not the machines."""
 ASK_PROVIDER_SECONDS = 15.0
 """How often the provider is asked whether the machines are still ours, while the run goes on."""
+T = TypeVar("T")
 TAKEN, GIVEN_BACK = "taken by the provider", "not fit"
 """How the ledger begins to say why a machine goes."""
 
@@ -57,6 +60,7 @@ class Rental:
         self.meter = Meter(book, options, self._standing())
         self.choice = Choice(book, options, market.providers, self.meter)
         self.tell = Telling(paths, book, self._standing)
+        self.home = Homeward(options, self.meter, self.tell)
         self.rented: RunThere | None = None
         self.survivors: StillBilled | None = None
         """What is left when the patience is over."""
@@ -75,11 +79,18 @@ class Rental:
             if self._was_nothing_rented():
                 self._refused(told)
                 return
-            ending = self._saved(Ending.now(self.paths, told.exit_code, _in_a_line(told)))
+            ending = self._saved(self._ending_of(told))
         finally:
             if self.rented is not None:
                 self.rented.close()
         self._close(ending)
+
+    def _ending_of(self, error: DtrainError) -> Ending:
+        """Where there is no other machine to go on with, the run can go on later: it was interrupted."""
+        words = _in_a_line(error)
+        if isinstance(error, ProviderError) and error.elsewhere and last_whole_checkpoint(self.paths) is not None:
+            return interrupted(self.paths, words)
+        return Ending.now(self.paths, error.exit_code, words)
 
     def _saved(self, ending: Ending) -> Ending:
         """After a failure of the road itself: what is there comes home, if it can."""
@@ -135,7 +146,7 @@ class Rental:
     def _stopped_there(self) -> Ending:
         """Nobody wants it any more: what lives on a machine is told to save, for as long as the limit allows."""
         request = self._stop_request()
-        there = self._booted(self.machines.there(may_order=False))
+        there = self._booted(self._there())
         while there and self.tell.progress.run_sent and not self.meter.is_over():
             self.tell.say("training", f"stopping: {self._stop_words()}")
             rented = self._connect(there)
@@ -153,7 +164,7 @@ class Rental:
 
     def _complete(self) -> dict[int, Instance]:
         """A machine for each node: those that are there, and new ones."""
-        there = self.machines.there()
+        there = self._there(may_order=True)
         self.tell.show(there)
         while len(there) < self.book.nodes:
             node = min(set(range(self.book.nodes)) - set(there))
@@ -183,7 +194,7 @@ class Rental:
 
     def _give_back(self, nodes: Sequence[int], error: LauncherRefused) -> None:
         """Bad hosts go, and their offer comes last from now on."""
-        there = self.machines.there()
+        there = self._there()
         bad = [there[node] for node in nodes if node in there]
         self.machines.give_back(bad, f"{GIVEN_BACK}: {error.message}")
         for instance in bad:
@@ -197,9 +208,10 @@ class Rental:
     def _after_taken(self, why: str) -> None:
         """What can be saved comes home; the machine goes; the next one goes on from the last checkpoint."""
         if self.rented is not None:
-            self._try_to_fetch(self.rented)
+            self.home.what_comes(self.rented)
             self.rented.close()
-        self.machines.give_back(list(self.machines.there().values()) + self._leaving(), f"{TAKEN}: {why}")
+        going = [*self._there().values(), *self._asked(self._leaving)]
+        self._asked(lambda: self.machines.give_back(going, f"{TAKEN}: {why}"))
         put_aside(self.paths)
         self.tell.run_sent(False)
         step = last_whole_checkpoint(self.paths) or 0
@@ -227,19 +239,13 @@ class Rental:
             if ending is not None:
                 return self._final(ending)
             if self.options.spot:
-                self._bring_checkpoint(rented)
+                self.home.new_checkpoint(rented)
             if time.monotonic() - asked > ASK_PROVIDER_SECONDS or status.state == "lost":
                 asked = time.monotonic()
                 self._refuse_taken(rented)
                 if status.state == "lost":
                     return Ending.now(self.paths, 1, f"lost: {status.reason}")
             time.sleep(self.options.poll_seconds)
-
-    def _bring_checkpoint(self, rented: RunThere) -> None:
-        """A spot machine may go without a word: what it saved is worth nothing there."""
-        step = last_checkpoint(self.paths)
-        if step is not None and step != last_whole_checkpoint(self.paths):
-            self._try_to_fetch(rented)
 
     def _told(self, rented: RunThere, request: StopRequest) -> bool:
         try:
@@ -249,7 +255,11 @@ class Rental:
         return True
 
     def _refuse_taken(self, rented: RunThere) -> None:
-        there = self.machines.there()
+        try:
+            there = self.machines.there()
+        except ProviderError as error:  # unreachable is not gone
+            self.tell.say("training", f"not asked whether the machine is still ours: {error.message}")
+            return
         gone = [one.name for node, one in rented.instances.items() if node not in there]
         if gone:
             raise Taken(f"{', '.join(gone)} is gone, and nobody here asked for it")
@@ -259,7 +269,7 @@ class Rental:
         request = self._stop_request()
         if ending.code != INTERRUPTED or request is not None:
             return ending if request is None else replace(ending, reason=request.beside(ending.reason))
-        there = self._booted(self.machines.there(may_order=False))
+        there = self._booted(self._there())
         if len(there) < self.book.nodes:
             raise Taken(f"{TAKEN} at step {ending.step}")
         notice = (self.rented or self._connect(there)).notice()
@@ -288,47 +298,31 @@ class Rental:
         if self._standing().home:
             return ending
         ending.write(self.paths)
-        there = self.machines.there(self._is_wanted())
+        there = self._there()
         while there and self.tell.progress.run_sent:
-            self.tell.say("fetching", "bringing the results home")
-            rented = self.rented or self._connect(self._booted(there))
-            try:
-                rented.fetch(lambda line: self.tell.say("fetching", line))
-                ending = self._at_output(rented, ending)
+            home = self.home.bring(self.rented or self._connect(self._booted(there)), ending)
+            if home is not None:
+                ending = home
                 break
-            except (LauncherRefused, Unreachable) as error:
-                if self.meter.is_over():
-                    return replace(
-                        ending, reason=f"{ending.reason}; NOT ALL IS HOME, the limit was reached: {error.message}"
-                    )
-                self.tell.say("fetching", f"trying again: {error.message}")
             time.sleep(self.options.poll_seconds)
-            there = self.machines.there(self._is_wanted())
+            there = self._there()
         self.ledger.home()
         return ending
 
-    def _at_output(self, rented: RunThere, ending: Ending) -> Ending:
-        """The machine stays until its warden has sent everything to `output`, or says why it cannot."""
-        if self.options.output is None:
-            return ending
-        while not self.meter.is_over():
-            told = rented.pushed()
-            if told is not None:
-                problem = told["problem"]
-                why = f"{ending.reason}; NOT at {self.options.output}: {problem}"
-                return replace(ending, reason=why) if problem else ending
-            self.tell.say("fetching", f"waiting until all is at {self.options.output}")
-            time.sleep(self.options.poll_seconds)
-        return replace(
-            ending, reason=f"{ending.reason}; perhaps not all is at {self.options.output}: the limit was reached"
-        )
+    def _there(self, may_order: bool = False) -> dict[int, Instance]:
+        """The machines that live."""
+        return self._asked(lambda: self.machines.there(may_order))
 
-    def _try_to_fetch(self, rented: RunThere) -> None:
-        """Of a machine that may go any moment: what comes, comes."""
-        try:
-            rented.fetch(lambda line: self.tell.say("training", f"coming home: {line}"), "last")
-        except DtrainError as error:
-            self.tell.say("training", f"not home: {error.message}")
+    def _asked(self, question: Callable[[], T]) -> T:
+        """A provider that cannot be asked ends no run: it is asked again until the limit."""
+        while True:
+            try:
+                return question()
+            except ProviderError as error:
+                if self.meter.is_over():
+                    raise
+                self.tell.say(self.tell.progress.stage, f"asking again: {error.message}")
+                time.sleep(ASK_PROVIDER_SECONDS)
 
     def _close(self, ending: Ending) -> None:
         """Destroy, look until it is gone, publish how it ended."""

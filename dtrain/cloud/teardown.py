@@ -23,22 +23,40 @@ def destroy_all(market: Market, run_id: str, why: str, poll_seconds: float, say:
     StillBilled names what is left when the patience is over.
     """
     deadline, asked_again = time.monotonic() + GONE_SECONDS, 0.0
-    settle_unknown(market)
     while True:
-        left = existing(market, run_id)
-        if time.monotonic() >= asked_again:
-            asked_again = time.monotonic() + ASK_AGAIN_SECONDS
-            for instance in left:
-                market.destroy(instance, why)
-            left = existing(market, run_id)
-        note_gone(market, left)
-        if not left:
-            _tidy(market, run_id)
-            return
+        again = time.monotonic() >= asked_again
+        asked_again = time.monotonic() + ASK_AGAIN_SECONDS if again else asked_again
+        left: Sequence[Instance | Rented]
+        try:
+            left = _look(market, run_id, why if again else None)
+            if not left:
+                _tidy(market, run_id)
+                return
+            words = ", ".join(f"{one.name} ({one.state})" for one in left)
+        except ProviderError as error:  # who cannot ask does not know that it is gone
+            left, words = _may_exist(market), error.message
+            asked_again = 0.0
         if time.monotonic() > deadline:
-            raise still_billed(left)
-        say("waiting until the provider says gone: " + ", ".join(f"{one.name} ({one.state})" for one in left))
+            raise still_billed(left, words)
+        say(f"waiting until the provider says gone: {words}")
         time.sleep(poll_seconds)
+
+
+def _look(market: Market, run_id: str, why: str | None) -> list[Instance]:
+    """What is there still; with `why` it is asked to end first."""
+    settle_unknown(market)
+    left = existing(market, run_id)
+    if why is not None and left:
+        for instance in left:
+            market.destroy(instance, why)
+        left = existing(market, run_id)
+    note_gone(market, left)
+    return left
+
+
+def _may_exist(market: Market) -> list[Rented]:
+    standing = market.ledger.standing()
+    return standing.may_exist if standing else []
 
 
 def _tidy(market: Market, run_id: str) -> None:
@@ -80,8 +98,8 @@ def note_gone(market: Market, left: Sequence[Instance]) -> None:
             market.ledger.gone(one.name)
 
 
-def still_billed(left: Sequence[Instance | Rented]) -> StillBilled:
-    told = "; ".join(_survivor(one) for one in left)
+def still_billed(left: Sequence[Instance | Rented], words: str) -> StillBilled:
+    told = "; ".join(_survivor(one) for one in left) or f"perhaps: {words}"
     return StillBilled(
         f"still there, and still billed: {told}", fix="dtrain gc tries again; end it by hand in the console else"
     )

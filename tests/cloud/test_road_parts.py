@@ -16,7 +16,7 @@ from dtrain.cloud.market import Market
 from dtrain.cloud.meter import Meter
 from dtrain.cloud.options import CloudOptions, read_options
 from dtrain.cloud.order_book import OrderBook
-from dtrain.cloud.provider import Instance, Offer, Order
+from dtrain.cloud.provider import Instance, NoCredentials, Offer, Order
 from dtrain.cloud.stop_request import StopRequest
 from dtrain.cloud.user_data import HIDDEN_KEY, user_data
 from dtrain.errors import BadInput, StillBilled
@@ -152,6 +152,34 @@ def test_survivors_are_named_with_their_link(monkeypatch: pytest.MonkeyPatch) ->
     assert "i-1" in caught.value.message
     assert "LINK" in caught.value.message
     assert state(book) == "destroying"
+
+
+class Speechless(Stubborn):
+    """A provider that believes no key for some time."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def find(self, run_id: str | None = None) -> list[Instance]:
+        self.times -= 1
+        if self.times >= 0:
+            raise NoCredentials("the key has expired")
+        return []
+
+
+def test_who_cannot_ask_does_not_believe_that_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    book = begun()
+    book.intended(ORDER, "aws")
+    book.created(INSTANCE)
+    market = Market({"aws": Speechless(3)}, book)  # type: ignore[dict-item]
+    monkeypatch.setattr(teardown, "GONE_SECONDS", 0.0)
+    with pytest.raises(StillBilled) as caught:
+        teardown.destroy_all(market, ORDER.run_id, "done", 0.0, lambda words: None)
+    assert ORDER.name in caught.value.message
+    monkeypatch.setattr(teardown, "GONE_SECONDS", 30.0)
+    monkeypatch.setattr("dtrain.cloud.market.SETTLE_SECONDS", 0.0)
+    teardown.destroy_all(market, ORDER.run_id, "done", 0.0, lambda words: None)
+    assert state(book) == "gone"
 
 
 def test_at_once_outlasts_a_later_wish(tmp_path: Path) -> None:
