@@ -76,11 +76,9 @@ def test_what_a_run_makes_goes_to_a_bucket_as_well(
     assert body == RunPaths(job.folder).metrics.read_bytes()
 
 
-CASES = [
-    Case("RunInstances", "before"),
+CASES = [  # some of them: the sweep below tries all
     Case("RunInstances", "after"),
     Case("fetching", "during"),
-    Case("TerminateInstances", "after"),
 ]
 
 
