@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dtrain.config.origins import Loaded
+    from dtrain.hardware.profiles import Profile
     from dtrain.planner.nearest import Way
     from dtrain.planner.plan import Plan
     from dtrain.planner.trace import TraceTerm
@@ -71,8 +72,10 @@ def command(
     from dtrain.planner.plan import make_plan, versions
 
     loaded = load(file, sets)
-    facts = load_facts(loaded.config.base_model, revision=loaded.config.revision_of_model, config_dir=file.parent)
     machine = resolve_profile(profile)
+    if trace and not is_counted(loaded, file):
+        count_alone(loaded, machine, file, as_json)
+    facts = load_facts(loaded.config.base_model, revision=loaded.config.revision_of_model, config_dir=file.parent)
     bias = NO_BIAS if no_bias else own_bias(machine, versions())
     plan = make_plan(loaded, machine, facts, bias=bias)
     ways = [] if plan.accepted else ways_out(plan, loaded, facts)
@@ -89,6 +92,33 @@ def command(
 
         print_plan(plan, ways, traced=terms)
     sys.exit(0 if plan.accepted else 3)
+
+
+def is_counted(loaded: Loaded, file: Path) -> bool:
+    """Whether dtrain has a closed form for the model's family."""
+    from dtrain.models.hub import load_config
+    from dtrain.models.read import FAMILIES, text_part
+
+    said = loaded.config
+    config, source = load_config(said.base_model, revision=said.revision_of_model, config_dir=file.parent)
+    family = text_part(config, said.base_model, source).get("model_type")
+    return family in FAMILIES or not isinstance(family, str)
+
+
+def count_alone(loaded: Loaded, profile: Profile, file: Path, as_json: bool) -> NoReturn:
+    """The trace without a plan, of a model dtrain does not know. Ends the process: 0 where a stage fits, else 3."""
+    from dtrain.models.hub import load_config
+    from dtrain.planner import uncounted
+    from dtrain.show.plan import print_uncounted
+
+    said = loaded.config
+    config, _ = load_config(said.base_model, revision=said.revision_of_model, config_dir=file.parent)
+    told = uncounted.count_alone(loaded, profile, config)
+    if as_json:
+        click.echo(json.dumps(told.as_json(), indent=2))
+    else:
+        print_uncounted(told)
+    sys.exit(0 if any(told.fits(stage) for stage in told.by_stage) else 3)
 
 
 def verify(run: str, as_json: bool) -> None:

@@ -28,25 +28,33 @@ def load_facts(
     the catalogue, the Hugging Face cache, the hub. Names in the catalogue never touch the network; a `revision`
     other than main skips the catalogue. `offline` None means what `HF_HUB_OFFLINE` says. Raises BadInput.
     """
+    config, source = load_config(base_model, revision=revision, config_dir=config_dir, offline=offline)
+    return facts_from_config(config, base_model, source)
+
+
+def load_config(
+    base_model: str, *, revision: str | None = None, config_dir: Path | None = None, offline: bool | None = None
+) -> tuple[Mapping[str, Any], str]:
+    """The config.json that a name means, and where it lies; in the order that `load_facts` tells."""
     folder = model_folder(base_model, config_dir)
     if folder is not None:
-        return _from_file(folder / "config.json", base_model)
+        return _from_file(folder / "config.json")
     if not HUB_NAME.fullmatch(base_model):
         raise _no_such_folder(base_model, config_dir)
     config = catalogued(base_model) if revision in (None, "main") else None
     if config is not None:
-        return facts_from_config(config, base_model, "dtrain's catalogue")
+        return config, "dtrain's catalogue"
     cached = cached_config(base_model, revision or "main")
     if cached is not None:
-        return _from_file(cached, base_model)
+        return _from_file(cached)
     from dtrain.models.download import download_config  # urllib costs 0.1 s, and most names never need it
 
     url, content = download_config(base_model, revision or "main", offline)
-    return facts_from_config(_parse(content, url), base_model, url)
+    return _parse(content, url), url
 
 
-def _from_file(path: Path, name: str) -> ModelFacts:
-    return facts_from_config(_parse(_read(path), str(path)), name, str(path))
+def _from_file(path: Path) -> tuple[Mapping[str, Any], str]:
+    return _parse(_read(path), str(path)), str(path)
 
 
 def model_folder(base_model: str, config_dir: Path | None) -> Path | None:

@@ -90,6 +90,6 @@ def family_of(config: Mapping[str, Any], name: str, source: str) -> str:
             key="model_type",
             value=family,
             allowed=", ".join(sorted(FAMILIES)),
-            fix="choose a base_model of a listed family",
+            fix="choose a base_model of a listed family, or count transformers' own model: dtrain plan FILE --trace",
         )
     return family

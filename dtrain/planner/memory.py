@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
+from dtrain.hardware.profiles import Profile
 from dtrain.planner.activation_key import ActivationKey
 from dtrain.planner.activations import NO_LAYER, LayerBytes, layer_bytes, tile_sums
 from dtrain.planner.attention_bytes import rotary_tables
@@ -134,7 +135,7 @@ def estimate_memory(setup: Setup) -> Memory:
     peak = max(largest.values(), key=lambda moment: moment.total)
     allocated = peak.total / GIB
     reserved = reserved_gib(setup, allocated)
-    smi = reserved + outside_torch_gib(setup)
+    smi = reserved + outside_torch_gib(setup.profile)
     spread = _spread_gib(setup, peak, reserved)
     return Memory(
         largest=tuple(largest.values()),
@@ -161,16 +162,16 @@ def fragmentation(setup: Setup) -> float:
 def reserved_gib(setup: Setup, allocated: float) -> float:
     """What the allocator holds. When the card runs full it gives cached blocks back before it gives up."""
     least = allocated * min(fragmentation(setup), EXPANDABLE_FRAGMENTATION)
-    room = setup.profile.gpu.memory_gib - outside_torch_gib(setup)
+    room = setup.profile.gpu.memory_gib - outside_torch_gib(setup.profile)
     return min(allocated * fragmentation(setup), max(least, room))
 
 
-def outside_torch_gib(setup: Setup) -> float:
+def outside_torch_gib(profile: Profile) -> float:
     """CUDA context and NCCL: seen by nvidia-smi, not by torch."""
-    if setup.profile.is_cpu:
+    if profile.is_cpu:
         return 0.0
-    between = NETWORK_GIB if setup.profile.nodes > 1 else 0.0
-    return CUDA_CONTEXT_GIB + (NCCL_GIB + between if setup.ranks > 1 else 0.0)
+    between = NETWORK_GIB if profile.nodes > 1 else 0.0
+    return CUDA_CONTEXT_GIB + (NCCL_GIB + between if profile.gpus > 1 else 0.0)
 
 
 def _spread_gib(setup: Setup, peak: Moment, reserved_gib: float) -> float:
@@ -178,7 +179,7 @@ def _spread_gib(setup: Setup, peak: Moment, reserved_gib: float) -> float:
     variance = sum((UNCERTAINTY[name] * size / GIB) ** 2 for name, size in zip(TERMS, peak[1:], strict=True))
     if not setup.profile.is_cpu:
         of_all = math.hypot(FORM_UNCERTAINTY, RESERVED_UNCERTAINTY) * reserved_gib
-        variance += of_all**2 + (UNCERTAINTY["runtime"] * outside_torch_gib(setup)) ** 2
+        variance += of_all**2 + (UNCERTAINTY["runtime"] * outside_torch_gib(setup.profile)) ** 2
     return 1.64 * math.sqrt(variance)
 
 

@@ -45,11 +45,21 @@ def trace(setup: Setup, config: Mapping[str, Any]) -> list[TraceTerm]:
     return trace_all([(setup, config)])[0]
 
 
-def trace_all(layouts: Sequence[tuple[Setup, Mapping[str, Any]]]) -> list[list[TraceTerm]]:
-    """Several layouts in one child process."""
+def counted_alone(spec: dict[str, Any]) -> dict[str, Any]:
+    """Bytes of one layout, without a closed form beside them. RunFailed where transformers cannot make the model."""
+    _require_parts()
+    return _in_a_child([spec])[0]
+
+
+def _require_parts() -> None:
     for part in ("torch", "transformers"):
         if importlib.util.find_spec(part) is None:
             raise PartMissing.of(part, "train", "dtrain plan --trace")
+
+
+def trace_all(layouts: Sequence[tuple[Setup, Mapping[str, Any]]]) -> list[list[TraceTerm]]:
+    """Several layouts in one child process."""
+    _require_parts()
     specs = [spec_of(setup, config) for setup, config in layouts]
     counted = _in_a_child(specs)
     return [compared(setup, one) for (setup, _), one in zip(layouts, counted, strict=True)]

@@ -15,6 +15,7 @@ from dtrain.planner.memory import TERMS, Phase
 from dtrain.planner.nearest import Way
 from dtrain.planner.plan import Plan
 from dtrain.planner.trace import TraceTerm
+from dtrain.planner.uncounted import Uncounted
 from dtrain.units import count, dollars, duration, memory
 
 COLOURS: Mapping[str, str] = {
@@ -155,6 +156,22 @@ def _trace(traced: Sequence[TraceTerm]) -> RenderableType:
     for term in traced:
         table.add_row(term.name, memory(term.planned_gib), memory(term.traced_gib), f"{term.error:+.1%}")
     return table
+
+
+def print_uncounted(told: Uncounted, console: Console | None = None) -> None:
+    """A model without a closed form: what was traced, and what it needs under each ZeRO stage."""
+    console = console or Console()
+    capacity = told.profile.gpu.memory_gib
+    console.print(Text("note: ", "bold yellow") + Text(told.words))
+    console.print(
+        f"{told.name}: {count(told.parameters)} parameters, micro-batch {told.micro_batch_size} of "
+        f"{told.sequence_len:,} tokens in {told.precision}; beside the weights"
+    )
+    for name, size in told.traced.items():
+        console.print(f"  {name:16} {memory(size):>9}")
+    for stage, peak in told.by_stage.items():
+        verdict = "fits" if told.fits(stage) else "does not fit"
+        console.print(f"  ZeRO stage {stage}     {memory(peak):>9} of {memory(capacity)} per GPU: {verdict}")
 
 
 def _ways(ways: Sequence[Way]) -> RenderableType:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from dtrain.cli.main import cli
 from dtrain.errors import BadInput
 from dtrain.models import read
 from dtrain.models.facts import ModelFacts
@@ -118,3 +122,24 @@ def test_adapters_are_not_traced() -> None:
     adapted = layout(adapter=AdapterSpec("lora", 8, frozenset({"q_proj"})))
     with pytest.raises(BadInput, match="full training"):
         spec_of(adapted, {"model_type": "llama"})
+
+
+@pytest.mark.slow
+def test_a_model_without_a_closed_form_is_counted_alone(tmp_path: Path) -> None:
+    """Nemotron is of transformers and not of dtrain; its block is Llama's with an MLP of two matrices."""
+    (tmp_path / "config.json").write_text(json.dumps({**GROUPED, "model_type": "nemotron"}))
+    file = tmp_path / "plan.yaml"
+    file.write_text(f"base_model: {tmp_path}\ndatasets: [{{path: no/data, type: alpaca}}]\nmicro_batch_size: 2\n")
+    arguments = ["plan", str(file), "--profile", "a100x8", "--json"]
+    refused = CliRunner().invoke(cli, arguments)
+    assert isinstance(refused.exception, BadInput)
+    assert "--trace" in str(refused.exception.fix)
+    told = CliRunner().invoke(cli, [*arguments, "--trace"])
+    assert told.exit_code == 0, told.output
+    document = json.loads(told.stdout)
+    assert document["model"]["family"] == "nemotron"
+    matrices = 2 * (256 * (256 + 2 * 64) + 256 * 256 + 2 * 256 * 704) + 2 * 1000 * 256
+    assert document["model"]["parameters"] == pytest.approx(matrices, rel=0.01)
+    assert 0 < document["trace"]["kept"] <= document["trace"]["backward_peak"]
+    assert [stage["fits"] for stage in document["stages"]] == [True, True, True]
+    assert "no closed form for nemotron" in document["warnings"][0]
