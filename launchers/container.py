@@ -13,6 +13,9 @@ import re
 
 from dtrain.cloud.provider import Order
 
+IMAGE = "runpod/pytorch:2.8.0-py3.11-cuda12.8.1-cudnn-devel-ubuntu22.04"
+"""RunPod's own, public: sshd, a `python3` that is new enough for who logs in, nvcc for DeepSpeed's kernels; dtrain
+brings its own torch."""
 SHUTDOWN = """\
 #!/usr/bin/env python3
 # dtrain: ends this container's rental; tried until it is gone.

@@ -33,8 +33,6 @@ API = Api(
         NoSuchMachine: "take another profile, or another provider",
     },
 )
-IMAGE = "runpod/pytorch:2.8.0-py3.11-cuda12.8.1-cudnn-devel-ubuntu22.04"
-"""RunPod's own: it has sshd and a Python that is new enough; dtrain brings its own torch."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from dtrain.cloud.provider import Order
 
-from .container import boot_command, shutdown_program
-from .runpod_options import ANYWHERE, API, IMAGE, RunpodOptions, options_of
+from .container import IMAGE, boot_command, shutdown_program
+from .runpod_options import ANYWHERE, API, RunpodOptions, options_of
 
 PATH = "/graphql"
 SPOT, ON_DEMAND = "podRentInterruptable", "podFindAndDeployOnDemand"

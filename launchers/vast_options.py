@@ -31,8 +31,6 @@ API = Api(
         QuotaReached: "end machines you do not need; searches are counted by the day (UTC)",
     },
 )
-IMAGE = "pytorch/pytorch:2.8.0-cuda12.8-cudnn9-devel"
-"""It has a Python that is new enough; Vast adds sshd; dtrain brings its own torch."""
 
 
 @dataclass(frozen=True)

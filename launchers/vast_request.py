@@ -8,8 +8,8 @@ from typing import Any
 from dtrain.cloud.cards import nominal_gb
 from dtrain.cloud.provider import Need, Order
 
-from .container import boot_command, shutdown_program
-from .vast_options import API, IMAGE, VastOptions
+from .container import IMAGE, boot_command, shutdown_program
+from .vast_options import API, VastOptions
 
 SEARCH = "/api/v0/bundles/"
 INSTANCES = "/api/v1/instances/"
