@@ -15,10 +15,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("e2e")]
 
 def test_other_versions_are_refused_until_forced(tmp_path: Path) -> None:
     place = make_place_in(tmp_path)
-    first = ("launch", "tiny.yaml", "--profile", "cpu", "--set", "max_steps=4", "--set", "save_steps=2")
+    first = ("launch", "tiny.yaml", "--profile", "cpu", "--probe", "--set", "max_steps=4", "--set", "save_steps=2")
     done = place.dtrain(*first, "--set", "zero_stage=2", "--set", "micro_batch_size=1")
     run = place.run("out")
     assert done.code == 0, done.out + done.err
+    probed = json.loads(run.probe.read_text())
+    assert probed["measured"]["peak_allocated_gib"] > 0
+    assert probed["planned"].keys() == probed["measured"].keys()
+    assert "probe, at " in done.out + done.err
     _unfinished(run.checkpoint(2) / "manifest.json", run.checkpoint(4), run.exit)
 
     refused = place.dtrain("resume", "out")
