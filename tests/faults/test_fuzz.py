@@ -160,7 +160,7 @@ def test_any_folder_has_a_status_or_an_error(tmp_path: Path, files: dict[str, by
         (paths.run / name).write_bytes(content)
     for look in (folder_status, Ending.read, step_reached, last_checkpoint):
         try:
-            look(paths)  # type: ignore[operator]
+            look(paths)
         except DtrainError as error:
             named(error)
 

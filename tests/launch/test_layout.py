@@ -16,6 +16,7 @@ from dtrain.launch.draft import draft, planned
 from dtrain.launch.ending import FAILED, Ending
 from dtrain.launch.layout import planned_again
 from dtrain.paths import RunPaths
+from dtrain.planner.replan import Shortage
 
 BATCH = 64
 
@@ -67,7 +68,7 @@ def test_a_shortage_is_told_with_a_command_that_gives_the_layout_it_names(paths:
     fix = json.loads(paths.rank_error(1).read_text())["fix"]
     assert fix.startswith("dtrain resume ")
     _, plan = planned_again(paths, _flags(fix), None)
-    found = shortage.way_on(paths, shortage.Shortage.from_json(short))
+    found = shortage.way_on(paths, Shortage.from_json(short))
     assert found is not None
     assert plan.choice == found.plan.choice
     assert plan.memory.peak_allocated < 0.5 * peak
