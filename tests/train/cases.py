@@ -39,6 +39,7 @@ from dtrain.train.probe import probe
 from dtrain.train.saver import Saver
 from dtrain.train.sequence_parallel import over_ranks, shard_of
 from dtrain.train.tensor_parallel import mark_parts
+from tests.train import shared_attention
 
 WINDOW = 64
 VOCAB = 256
@@ -89,6 +90,8 @@ class Case:
     """This step is gone past without a look."""
     probe: bool = False
     """Two steps at the longest batch first, undone."""
+    attention_alone: bool = False
+    """No model: see tests/train/shared_attention.py."""
     plain: bool = False
     """No DeepSpeed: a PyTorch loop over single rows, the reference of all others."""
 
@@ -304,7 +307,10 @@ def main() -> None:
         case = Case(**told)
         home = folder if case.family == "llama" else folder / case.family
         try:
-            result = plain_case(case, home) if case.plain else run_case(case, ranks, home)
+            if case.attention_alone:
+                result = asdict(case) | {"differences": shared_attention.differences(ranks)}
+            else:
+                result = plain_case(case, home) if case.plain else run_case(case, ranks, home)
         except BadInput as error:
             result = asdict(case) | {"refused": str(error)}
         if ranks.is_first:

@@ -61,6 +61,7 @@ def cases(world: int, home: Path) -> list[Case]:
         case("gemma2 sp4 zero2", 4, 4, 2, **KINDS["gemma2"]),
         case("rows sp4 resumed", 4, 4, 3, load=True, folder=str(home), eval_every=2),
         case("rows sp1 resumed", 4, 1, 2, load=True, folder=str(home), eval_every=2),
+        Case("attention", attention_alone=True),
     ]
 
 
@@ -90,6 +91,13 @@ def test_goes_on_with_another_group_size(results: dict[tuple[int, str], dict[str
     saved, resumed = results[2, "rows sp2 saved"], results[4, name]
     assert resumed["losses"] == pytest.approx(saved["losses"][2:], rel=1e-5, abs=0)
     assert resumed["eval_losses"] == pytest.approx(saved["eval_losses"][1:], rel=1e-5, abs=0)
+
+
+def test_attention_over_four_ranks_is_that_of_one(results: dict[tuple[int, str], dict[str, Any]]) -> None:
+    """Outputs and gradients: documents, few key heads, windows, chunks, patterns, memory, values of another width."""
+    told = results[4, "attention"]["differences"]
+    assert len(told) == 7
+    assert max(told.values()) < 1e-6, told
 
 
 def test_the_references_differ(results: dict[tuple[int, str], dict[str, Any]]) -> None:
