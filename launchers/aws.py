@@ -90,6 +90,7 @@ class Aws:
         asked = [("CreateSecurityGroup", aws_request.create_group(order))]
         asked.append(("AuthorizeSecurityGroupIngress", aws_request.open_ssh(order, GROUP_ID)))
         if order.nodes > 1:
+            asked.append(("AuthorizeSecurityGroupEgress", aws_request.reach_each_other(GROUP_ID)))
             asked.append(("CreatePlacementGroup", aws_request.create_placement(order)))
         asked.append(("RunInstances", _with_zone(aws_request.run_instances(order, GROUP_ID), order)))
         return [{**where, "action": action, "parameters": parameters} for action, parameters in asked]
@@ -112,6 +113,9 @@ class Aws:
         group = made["GroupId"] if made else self._groups(ec2, order.run_id)[0]
         opened = aws_request.open_ssh(order, group)
         _unless(("InvalidPermission.Duplicate",), ec2.authorize_security_group_ingress, **opened)
+        if order.nodes > 1:
+            way_out = aws_request.reach_each_other(group)
+            _unless(("InvalidPermission.Duplicate",), ec2.authorize_security_group_egress, **way_out)
         return str(group)
 
     def _groups(self, ec2: Any, run_id: str) -> list[str]:

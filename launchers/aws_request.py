@@ -78,6 +78,11 @@ def open_ssh(order: Order, group_id: str) -> dict[str, Any]:
     return {"GroupId": group_id, "IpPermissions": [ssh, *each_other]}
 
 
+def reach_each_other(group_id: str) -> dict[str, Any]:
+    """EFA wants the way out named, too: "all traffic to and from the security group itself" (EC2's user guide)."""
+    return {"GroupId": group_id, "IpPermissions": [{"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group_id}]}]}
+
+
 def create_placement(order: Order) -> dict[str, Any]:
     return {"GroupName": group_name(order.run_id), "Strategy": PLACEMENT}
 

@@ -154,7 +154,8 @@ class Rental:
                 rented.far.status()
                 break
             time.sleep(self.options.poll_seconds)
-        return Ending.read(self.paths) or interrupted(self.paths, self._stop_words())
+        ending = Ending.read(self.paths) or interrupted(self.paths, self._stop_words())
+        return replace(ending, reason=request.beside(ending.reason)) if request is not None else ending
 
     def _arm(self, rented: RunThere) -> None:
         one = next(iter(rented.instances.values()))
