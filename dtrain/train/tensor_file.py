@@ -6,6 +6,7 @@ The format (safetensors' README, "Format"): a JSON header's length in 8 bytes, l
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import mmap
@@ -130,12 +131,24 @@ class Direct:
 
     def _send(self, size: int) -> None:
         """`size`: a multiple of what the device writes at once."""
-        self._under_way.append(self._writer.submit(_write_all, self._handle, memoryview(self._blocks[0])[:size]))
+        self._under_way.append(self._writer.submit(self._put, memoryview(self._blocks[0])[:size]))
         self._size += self._filled
         self._filled = 0
         self._blocks.rotate(-1)
         if len(self._under_way) == DIRECT_BLOCKS:
             self._under_way.popleft().result()
+
+    def _put(self, block: memoryview) -> None:
+        """Through the page cache from where the file system does not take it otherwise: it asks for other sizes than we
+        write, or a disk that is nearly full took half a block."""
+        while block:
+            try:
+                block = block[os.write(self._handle, block) :]
+            except OSError as error:
+                flags = fcntl.fcntl(self._handle, fcntl.F_GETFL)
+                if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
+                    raise
+                fcntl.fcntl(self._handle, fcntl.F_SETFL, flags & ~os.O_DIRECT)
 
     def sync(self) -> None:
         if self._filled:

@@ -24,7 +24,10 @@ from dtrain.train.ranks import Ranks  # noqa: E402
 from dtrain.train.saver import Saver  # noqa: E402
 
 
-def test_the_file_is_safetensors_and_its_hash_is_right(tmp_path: Path) -> None:
+@pytest.mark.parametrize("past_the_cache", [False, True, "not here"])
+def test_the_file_is_safetensors_and_its_hash_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, past_the_cache: bool | str
+) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file
 
@@ -32,6 +35,10 @@ def test_the_file_is_safetensors_and_its_hash_is_right(tmp_path: Path) -> None:
         "codes": torch.arange(7, dtype=torch.uint8), "empty": torch.zeros(0), "half": torch.randn(5).bfloat16(),
         "0.master": torch.randn(tensor_file.CHUNK_BYTES // 4 + 3),
     }  # fmt: skip
+    if past_the_cache:
+        monkeypatch.setattr(tensor_file, "DIRECT_FROM_BYTES", 0)
+    if past_the_cache == "not here":
+        monkeypatch.setattr(tensor_file, "ALIGNED_BYTES", 1)  # the last block is then no multiple of the device's own
     told = tensor_file.write(tmp_path / "x.safetensors", tensor_file.Content(tensors, {"layout": "[]"}))
     content = (tmp_path / "x.safetensors").read_bytes()
     assert told == tensor_file.Written(len(content), hashlib.sha256(content).hexdigest())
