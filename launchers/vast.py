@@ -48,7 +48,8 @@ class Vast:
         told = self._ask("PUT", ask_path(order), create_body(order), changes=True)
         return Instance(
             provider=NAME, id=created_id(told), name=order.name, run_id=order.run_id, node=order.node,
-            attempt=order.attempt, state="starting", region=order.offer.region, machine=order.offer.machine,
+            attempt=order.attempt, state="starting", region=order.offer.region, zone=order.offer.zone,
+            machine=order.offer.machine,
             console=f"{CONSOLE}/instances/", data=dict(order.offer.data),
         )  # fmt: skip
 

@@ -56,12 +56,25 @@ def is_gone(refused: ProviderError) -> bool:
 
 def offer_of(ask: Mapping[str, Any], need: Need) -> Offer:
     price = ask["min_bid"] if need.spot else ask["dph_total"]
-    place = str(ask.get("geolocation") or "")
     return Offer(
-        NAME, place, f"{ask['num_gpus']}x {ask['gpu_name']}, host {ask.get('machine_id')}", need.gpu, need.gpus,
-        round(float(price), 4), spot=need.spot, priced_on="live", price_source="Vast's API", capacity=True,
-        data={"ask_id": ask["id"], "machine_id": ask.get("machine_id")},
+        NAME, country(ask), _machine(ask), need.gpu, need.gpus,
+        round(float(price), 4), spot=need.spot, zone=_host(ask), priced_on="live", price_source="Vast's API",
+        capacity=True, data={"ask_id": ask["id"], "machine_id": ask.get("machine_id")},
     )  # fmt: skip
+
+
+def country(row: Mapping[str, Any]) -> str:
+    """`SE` of `Sweden, SE`: what stands for a region here."""
+    return str(row.get("geolocation") or "").rpartition(",")[2].strip()
+
+
+def _machine(row: Mapping[str, Any]) -> str:
+    return f"{row['num_gpus']}x {row['gpu_name']}"
+
+
+def _host(row: Mapping[str, Any]) -> str:
+    """What stands for a zone: another host of the same country may have what this one has not."""
+    return f"host {row['machine_id']}"
 
 
 def median_of(offers: Sequence[Offer]) -> Offer:
@@ -69,7 +82,7 @@ def median_of(offers: Sequence[Offer]) -> Offer:
     ordered = sorted(offers, key=lambda offer: offer.usd_per_hour)
     middle = ordered[len(ordered) // 2]
     data = {"kind": "marketplace", "up_to": MOST_CARDS}
-    return replace(middle, machine=f"{middle.gpu}, median of {len(ordered)} offers", region="", data=data)
+    return replace(middle, machine=f"{middle.gpu}, median of {len(ordered)} offers", region="", zone="", data=data)
 
 
 def created_id(told: Mapping[str, Any]) -> str:
@@ -88,7 +101,7 @@ def instance_of(row: Mapping[str, Any]) -> Instance | None:
     return Instance(
         provider=NAME, id=str(row["id"]), name=str(row["label"]), run_id=ours[0], node=ours[1], attempt=ours[2],
         state="starting" if state == "running" and address is None else state,
-        region=str(row.get("geolocation") or ""), machine=f"{row.get('num_gpus')}x {row.get('gpu_name')}",
+        region=country(row), zone=_host(row), machine=_machine(row),
         address=address if state == "running" else None, port=port, user="root",
         preempted=bool(row.get("is_bid")) and state == "stopped", reason=str(row.get("status_msg") or "").strip(),
         console=f"{CONSOLE}/instances/",

@@ -29,7 +29,7 @@ class Choice:
         self.providers = providers
         self.meter = meter
         self._refused: list[tuple[Offer, ProviderError]] = []
-        self._bad: set[tuple[str, str, str]] = set()
+        self._bad: list[Instance] = []
 
     def next(self, beside: Instance | None = None) -> Offer:
         """In the region of `beside`, the machine of another node. Raises the last refusal where none is left."""
@@ -50,7 +50,7 @@ class Choice:
                 f"{self.book.launcher} has no machine for this profile", key="--profile", value=self.book.gpu,
                 fix="dtrain rent FILE lists who has one",
             )  # fmt: skip
-        return min(left, key=lambda one: ((one.provider, one.region, one.machine) in self._bad, one.usd_per_hour))
+        return min(left, key=lambda one: (self._was_bad(one), one.usd_per_hour))
 
     def refuse(self, offer: Offer, error: ProviderError) -> None:
         """Another offer may be tried: of the region's next zone, with --anywhere any; else the refusal is the run's."""
@@ -67,7 +67,15 @@ class Choice:
         return (one.provider, one.region, one.machine) == (last.provider, last.region, last.machine)
 
     def note_bad(self, instance: Instance) -> None:
-        self._bad.add((instance.provider, instance.region, instance.machine))
+        self._bad.append(instance)
+
+    def _was_bad(self, one: Offer) -> bool:
+        """An offer without a zone may be the bad one's."""
+        return any(
+            (one.provider, one.region, one.machine) == (bad.provider, bad.region, bad.machine)
+            and one.zone in ("", bad.zone)
+            for bad in self._bad
+        )
 
 
 def _is_near(offer: Offer, beside: Instance | None) -> bool:

@@ -13,6 +13,11 @@ import pytest
 from dtrain_launchers.vast import Vast
 
 from dtrain.cloud import provider as api
+from dtrain.cloud.choose import Choice
+from dtrain.cloud.ledger import Standing
+from dtrain.cloud.meter import Meter
+from dtrain.cloud.options import CloudOptions
+from dtrain.cloud.order_book import OrderBook
 from dtrain.cloud.provider import Need, Offer, Order
 from dtrain.errors import BadInput
 from tests.cloud.served import HTML, Fault
@@ -21,7 +26,7 @@ from tests.cloud.vast_server import VastServer
 RUN = "20261123-191500-k3f9"
 KEY = "vast-0123456789-secret"
 ORACLE = os.environ.get("VAST_ORACLE_PYTHON", "")
-H100 = Offer("vast", "Sweden, SE", "1x H100 SXM, host 77", "h100", 1, 2.10, data={"ask_id": 12, "machine_id": 77})
+H100 = Offer("vast", "SE", "1x H100 SXM", "h100", 1, 2.10, zone="host 77", data={"ask_id": 12, "machine_id": 77})
 USER_DATA = '#!/bin/sh\necho "it\'s first"\n'
 
 
@@ -48,6 +53,8 @@ def test_offers_are_the_cheapest_of_the_very_card(server: VastServer) -> None:
     found = Vast().offers(Need("h100", 1))
     assert [(one.data["ask_id"], one.usd_per_hour) for one in found] == [(12, 2.10), (11, 2.40)]
     assert all(one.capacity and one.priced_on == "live" for one in found)
+    assert {(one.region, one.machine) for one in found} == {("SE", "1x H100 SXM")}, "one may follow the other"
+    assert len({one.zone for one in found}) == 2
     [small] = Vast().offers(Need("a100-40gb", 1))
     [large] = Vast().offers(Need("a100-80gb", 1))
     assert (small.usd_per_hour, large.usd_per_hour) == (0.70, 1.10), "one name at Vast, told apart by memory"
@@ -104,6 +111,7 @@ def test_a_machine_lives_from_its_order_to_its_end(server: VastServer) -> None:
     assert [(one.state, one.address) for one in provider.find(RUN)] == [("starting", None)]
     assert [(one.state, one.address) for one in provider.find(RUN)] == [("starting", None)]
     [up] = provider.find(RUN)
+    assert (up.region, up.zone, up.machine) == (made.region, made.zone, made.machine)
     assert (up.id, up.state, up.address, up.port, up.user) == (made.id, "running", "203.0.113.8", 41022, "root")
     server.instances[int(made.id)]["actual_status"] = "offline"
     assert provider.find(RUN)[0].state == "running", "a host that is not seen for a moment may train on"
@@ -217,3 +225,20 @@ def test_their_own_client_reads_every_answer(server: VastServer) -> None:
     env = {**os.environ, "VAST_URL": server.url}
     done = subprocess.run([ORACLE, script, KEY], env=env, capture_output=True, text=True, timeout=60)
     assert "read every answer" in done.stdout, done.stderr
+
+
+def test_a_taken_offer_and_a_bad_host_lead_to_the_next_host(server: VastServer) -> None:
+    """As the road chooses, without --anywhere: another host of the same country."""
+    refused, bad = a_choice(), a_choice()
+    first = refused.next()
+    refused.refuse(first, api.NoCapacity("somebody took it"))
+    assert (first.data["ask_id"], refused.next().data["ask_id"]) == (12, 11)
+    bad.note_bad(Vast().create(order(bad.next())))
+    server.taken.clear()  # given back: on offer again, and still the cheapest
+    assert bad.next().data["ask_id"] == 11
+
+
+def a_choice() -> Choice:
+    book = OrderBook(RUN, "vast", {}, "h100", 1, 1, "cuda", (), {"billed_hours": 0.1}, {}, (), 0.1, 1.0)
+    meter = Meter(book, CloudOptions(), Standing(RUN, "vast", "/", {}, 1, False, False))
+    return Choice(book, CloudOptions(), {"vast": Vast()}, meter)

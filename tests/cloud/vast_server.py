@@ -16,7 +16,8 @@ HOST = {
     "rentable": True, "rented": False, "external": 0, "direct_port_count": 50, "disk_space": 900.0,
 }  # fmt: skip
 ASKS: tuple[dict[str, Any], ...] = (
-    {"id": 11, "gpu_name": "H100 SXM", "num_gpus": 1, "gpu_ram": 81559, "dph_total": 2.40, "min_bid": 1.10},
+    {"id": 11, "gpu_name": "H100 SXM", "num_gpus": 1, "gpu_ram": 81559, "dph_total": 2.40, "min_bid": 1.10,
+     "machine_id": 78},
     {"id": 12, "gpu_name": "H100 SXM", "num_gpus": 1, "gpu_ram": 81559, "dph_total": 2.10, "min_bid": 1.05},
     {"id": 13, "gpu_name": "H100 SXM", "num_gpus": 8, "gpu_ram": 81559, "dph_total": 18.8, "min_bid": 9.0},
     {"id": 14, "gpu_name": "A100 SXM4", "num_gpus": 1, "gpu_ram": 40960, "dph_total": 0.70, "min_bid": 0.30},
