@@ -33,9 +33,6 @@ PROVIDERS: dict[str, tuple[Callable[[Datacenter], AnyWorld], type[CloudLauncher]
 AS_OFFERED = {"machine": None, "usd_per_hour": None}
 """The provider is asked what it has."""
 SWEEP = os.environ.get("DTRAIN_LEAK_SWEEP", "")
-long = pytest.mark.skipif(
-    not SWEEP, reason="minutes: DTRAIN_LEAK_SWEEP names a folder for the table of every call and stage"
-)
 
 
 @pytest.fixture(scope="module", params=list(PROVIDERS))
@@ -111,7 +108,7 @@ def test_nothing_is_left_lost_or_doubled(
     assert world.leftovers() == []
 
 
-@long
+@pytest.mark.skipif(not SWEEP, reason="minutes: DTRAIN_LEAK_SWEEP names a folder for the table of every call and stage")
 def test_every_call_and_every_stage(
     world: AnyWorld, launcher: CloudLauncher, datacenter: Datacenter, cloud_job: NewJob
 ) -> None:
@@ -129,8 +126,11 @@ def test_every_call_and_every_stage(
     assert left == []
 
 
-@long
 class TestContract(LauncherContract):
+    """What every launcher must keep; minutes, so only with the sweep."""
+
+    __test__ = bool(SWEEP)
+
     @pytest.fixture
     def launcher(self, world: AnyWorld) -> CloudLauncher:
         return launcher_of(world)
@@ -140,9 +140,10 @@ class TestContract(LauncherContract):
         return cloud_job
 
 
-@long
 class TestSpot:
-    """A spot machine at Google that is taken back."""
+    """A spot machine at Google that is taken back; only with the sweep, as AWS tries the same road."""
+
+    __test__ = bool(SWEEP)
 
     @pytest.fixture
     def world(self, datacenter: Datacenter) -> Iterator[GcpWorld]:
