@@ -125,3 +125,10 @@ def test_positions_scaled_by_length_are_refused_before_weights_are_there() -> No
     refuse_positions_by_length({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, 2)
     with pytest.raises(BadInput, match="by the length at hand"):
         refuse_positions_by_length({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, 2)
+
+
+@pytest.mark.parametrize(("kv_heads", "ranks", "copies"), [(8, 4, 1), (2, 8, 4), (6, 4, 2), (1, 8, 8), (4, 4, 1)])
+def test_key_heads_are_repeated_as_often_as_needed(kv_heads: int, ranks: int, copies: int) -> None:
+    from dtrain.train.sequence_parallel import copies_of_kv_heads
+
+    assert copies_of_kv_heads(kv_heads, ranks) == copies
