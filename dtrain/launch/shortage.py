@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,11 @@ def after_shortage(paths: RunPaths, ending: Ending) -> tuple[Ending, bool]:
     found = way_on(paths, short)
     if found is None or found.layout.loaded.config.on_oom != "replan":
         return explained(paths, ending, found), False
+    try:
+        take(paths, found, put_aside_life(paths, ending))
+    except OSError as error:
+        return replace(ending, reason=f"{ending.reason}; the next layout could not be written: {error}"), False
     print(f"[dtrain] {ending.reason}; going on with {found.words}", flush=True)
-    take(paths, found, put_aside_life(paths, ending))
     return ending, True
 
 
@@ -66,7 +70,11 @@ def shortage_of(paths: RunPaths, ending: Ending) -> Shortage | None:
 
 
 def _error_of(paths: RunPaths, ending: Ending) -> dict[str, Any]:
-    return (read_or_none(paths.rank_error(ending.rank)) or {}) if ending.rank is not None else {}
+    """Empty where there is none, or none that can be read: the run's end must be told all the same."""
+    try:
+        return (read_or_none(paths.rank_error(ending.rank)) or {}) if ending.rank is not None else {}
+    except (DtrainError, OSError):
+        return {}
 
 
 def way_on(paths: RunPaths, shortage: Shortage) -> WayOn | None:
@@ -74,7 +82,7 @@ def way_on(paths: RunPaths, shortage: Shortage) -> WayOn | None:
     try:
         layout = layout_of(paths)
         plan = next_plan(layout, shortage, tried(paths))
-    except (DtrainError, KeyError):
+    except (DtrainError, OSError, ValueError, KeyError, TypeError):
         return None
     return None if plan is None else WayOn(layout, plan)
 
@@ -88,8 +96,9 @@ def explained(paths: RunPaths, ending: Ending, found: WayOn | None) -> Ending:
     """The ending with the way on; for `dtrain status` and for the error that the client shows."""
     told = _error_of(paths, ending)
     fix = f"{found.command(paths)}  ({found.words}), or set on_oom: replan" if found else _NOTHING_FITS
-    write_json(Path(paths.rank_error(ending.rank or 0)), {**told, "fix": fix})
-    known = f"; a layout that would fit: {found.words}" if found else "; no other layout of this run would fit"
+    with suppress(OSError):  # a full disk
+        write_json(paths.rank_error(ending.rank or 0), {**told, "fix": fix})
+    known = f"; a layout that would fit: {found.words}" if found else "; no other layout was found that would fit"
     return replace(ending, reason=f"{ending.reason}{known}")
 
 
