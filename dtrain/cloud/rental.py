@@ -25,7 +25,7 @@ from dtrain.cloud.market import Market
 from dtrain.cloud.meter import Meter
 from dtrain.cloud.options import CloudOptions
 from dtrain.cloud.order_book import OrderBook
-from dtrain.cloud.provider import Instance, ProviderError
+from dtrain.cloud.provider import Instance, NoCredentials, NoRights, ProviderError
 from dtrain.cloud.run_there import RunThere, Unbootable, last_whole_checkpoint
 from dtrain.cloud.stop_request import StopRequest
 from dtrain.cloud.telling import Telling
@@ -47,6 +47,14 @@ class Taken(Exception):
     """A machine is gone, or about to be, though nobody asked for its end."""
 
 
+class Helpless(Exception):
+    """This client may not ask the provider; another one may. Nothing is decided about the run."""
+
+    def __init__(self, why: ProviderError) -> None:
+        super().__init__(why.message)
+        self.why = why
+
+
 class Rental:
     def __init__(self, paths: RunPaths, book: OrderBook, options: CloudOptions, market: Market) -> None:
         self.paths = HeldPaths(paths.output)
@@ -62,8 +70,8 @@ class Rental:
         self.tell = Telling(paths, book, self._standing)
         self.home = Homeward(options, self.meter, self.tell)
         self.rented: RunThere | None = None
-        self.survivors: StillBilled | None = None
-        """What is left when the patience is over."""
+        self.unfinished: DtrainError | None = None
+        """Why the run is not over though this keeper has done what it can."""
 
     # --- the road ---
 
@@ -74,6 +82,12 @@ class Rental:
         try:
             ending = self._decided() or self._live()
             ending = self._brought_home(ending)
+        except Helpless as error:
+            self.unfinished = error.why
+            self.tell.say(
+                self.tell.progress.stage, f"{error.why.message}: its keeper left, dtrain attach sends another"
+            )
+            return
         except Exception as error:  # whatever it is: no machine may be left
             told = _as_told(error)
             if self._was_nothing_rented():
@@ -319,6 +333,8 @@ class Rental:
         while True:
             try:
                 return question()
+            except (NoCredentials, NoRights) as error:
+                raise Helpless(error) from error
             except ProviderError as error:
                 if self.meter.is_over():
                     raise
@@ -336,7 +352,7 @@ class Rental:
         except StillBilled as error:
             self.tell.say("over", error.message)
             self._publish(replace(ending, code=error.exit_code, reason=f"{ending.reason}; {error.message}"))
-            self.survivors = error
+            self.unfinished = error
             return
         self.tell.show({})
         self.tell.say("over", f"{ending.reason}; {self.meter.cost_words(self._standing())}")
@@ -349,6 +365,8 @@ class Rental:
 
     def _refused(self, error: DtrainError) -> None:
         """Nothing was rented: the client that asked tells, and takes the run back."""
+        if self._standing().machines:  # ordered, and of an order that was never answered something may stand there
+            teardown.tidy(self.market, self.book.run_id)
         self.ledger.ended(f"refused: {error.message}")
         remove_keys(self.book.run_id)
         self.tell.refused(error)

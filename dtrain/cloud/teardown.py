@@ -30,7 +30,7 @@ def destroy_all(market: Market, run_id: str, why: str, poll_seconds: float, say:
         try:
             left = _look(market, run_id, why if again else None)
             if not left:
-                _tidy(market, run_id)
+                tidy(market, run_id)
                 return
             words = ", ".join(f"{one.name} ({one.state})" for one in left)
         except ProviderError as error:  # who cannot ask does not know that it is gone
@@ -59,7 +59,7 @@ def _may_exist(market: Market) -> list[Rented]:
     return standing.may_exist if standing else []
 
 
-def _tidy(market: Market, run_id: str) -> None:
+def tidy(market: Market, run_id: str) -> None:
     """What stood beside the machines costs nothing: what cannot be taken away now is no reason to fail."""
     for provider in market.providers.values():
         if isinstance(provider, CanTidy):

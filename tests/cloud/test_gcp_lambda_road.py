@@ -21,6 +21,7 @@ from tests.cloud.datacenter import Datacenter, Machine
 from tests.cloud.gcp_world import GcpWorld
 from tests.cloud.lambda_world import LambdaWorld
 from tests.cloud.leaks import Case, cases_of, gc_once, kill_keeper, table, try_case
+from tests.cloud.served import Fault
 from tests.launch.conftest import wait_until
 from tests.launch.launcher_contract import LauncherContract
 
@@ -138,6 +139,31 @@ class TestContract(LauncherContract):
     @pytest.fixture
     def new_job(self, cloud_job: NewJob) -> NewJob:
         return cloud_job
+
+
+class TestUnanswered:
+    """Lambda knows no tokens: an order without an answer is looked for by its name. Half a minute: with the sweep."""
+
+    __test__ = bool(SWEEP)
+
+    @pytest.fixture
+    def world(self, datacenter: Datacenter) -> Iterator[LambdaWorld]:
+        made = LambdaWorld(datacenter)
+        yield made
+        made.close()
+
+    @pytest.mark.parametrize("performed", [False, True])
+    def test_it_is_one_machine_or_none(self, world: LambdaWorld, cloud_job: NewJob, performed: bool) -> None:
+        job, launcher = cloud_job(8), LambdaLauncher()
+        world.server.faults.append(Fault("POST", "/launch$", cut=True, performed=performed))
+        if performed:
+            handle = launcher.submit(job, launcher.render(job))
+            wait_until(lambda: launcher.status(handle).state == "done", 60)
+        else:
+            with pytest.raises(LauncherRefused, match="no such machine appeared"):
+                launcher.submit(job, launcher.render(job))
+        assert len(world.server.sent("POST", "/launch$")) == 1
+        assert (world.machines(), world.leftovers()) == ([], [])
 
 
 class TestSpot:
