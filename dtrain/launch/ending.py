@@ -91,7 +91,10 @@ def damaged(path: Path, why: str) -> RunFailed:
 
 def step_reached(paths: RunPaths) -> int:
     """Optimizer steps done, as far as rank 0 told: state.json is up to half a second old, not every step is logged."""
-    state = read_or_none(paths.state) or {}
+    try:
+        state = read_or_none(paths.state) or {}
+    except RunFailed:  # damaged: the end of a run is told all the same
+        state = {}
     logged = [_steps(line.get("step")) for line in jsonl.read(paths.metrics)[-1:]]
     return max(_steps(state.get("step")), last_checkpoint(paths) or 0, *logged)
 
