@@ -61,7 +61,7 @@ def planned(
     refuse_planned_only(profile)
     facts = load_facts(loaded.config.base_model, revision=loaded.config.revision_of_model, config_dir=file.parent)
     bias = own_bias(profile, versions()) if with_bias else NO_BIAS
-    plan = make_plan(loaded, profile, facts, bias=bias)
+    plan = make_plan(loaded, profile, facts, bias=bias, provider=on)
     _refuse_another_deepspeed_file(loaded, plan, facts)
     own = Path(profile_name).expanduser().read_text() if looks_like_path(profile_name.strip()) else None
     return Planned(loaded, profile, facts, plan, own)

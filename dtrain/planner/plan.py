@@ -133,11 +133,12 @@ def make_plan(
     facts: ModelFacts,
     counts: DataCounts | None = None,
     bias: Bias = NO_BIAS,
+    provider: str | None = None,
 ) -> Plan:
     """Search, choose, explain. BadInput(s) for what cannot be planned; a plan that does not fit has `fits` False.
 
     `counts` are the data room's exact ones; without them they are estimated from the files.
-    `bias`: what this machine's own runs say of such plans.
+    `bias`: what this machine's own runs say of such plans. `provider`: whose price counts, where that is known.
     """
     space = space_of(loaded, profile, facts)
     found = search(loaded, facts, profile, space, bias)
@@ -158,7 +159,7 @@ def make_plan(
         time=best.time,
         schedule=schedule,
         run=run,
-        cost=cost_of(profile, run.hours),
+        cost=cost_of(profile, run.hours, provider),
         counts=counts,
         warnings=(*profile.notes, *loaded.notes, *position_warnings(loaded, facts), *counts.warnings),
         reasons=(*reasons(found, space), *((bias.words,) if bias.words else ())),
@@ -194,14 +195,15 @@ def run_time(loaded: Loaded, counts: DataCounts, schedule: Schedule, best: Candi
     return estimate_run(loaded.config, best.setup, told, step)
 
 
-def cost_of(profile: Profile, hours: float) -> Cost | None:
-    """At the user's own price, else at the cheapest in the dated table; None where nobody rents this machine."""
+def cost_of(profile: Profile, hours: float, provider: str | None = None) -> Cost | None:
+    """At the user's own price, else at the cheapest in the dated table, of `provider` where it has one; None where
+    nobody rents this machine."""
     if profile.usd_per_hour is not None:
         return Cost(profile.name, profile.usd_per_hour, profile.usd_per_hour * hours, None)
     billed = sorted((one for one in offers(profile) if one.kind != "free"), key=lambda one: one.kind == "notebook")
     if not billed:
         return None
-    best = billed[0]
+    best = next((one for one in billed if one.provider == provider), billed[0])
     return Cost(best.provider, best.usd_per_hour, best.usd_per_hour * hours, best.priced_on)
 
 

@@ -184,3 +184,13 @@ def test_launch_plans_with_the_bias_and_leaves_it_out_on_request() -> None:
     assert biased.memory.peak_allocated == pytest.approx(1.1 * plain.memory.peak_allocated)
     assert any("--no-bias" in reason for reason in biased.reasons)
     assert planned(file, [], "cpu", with_bias=False).plan.bias == NO_BIAS
+
+
+def test_launch_counts_the_price_of_the_provider_it_rents_from() -> None:
+    """`dtrain plan` asks the whole table; what --on names is what will be paid."""
+    file = Path("configs/storyteller.yaml")
+    costs = {on: planned(file, [], "a100x8", on).plan.cost for on in ("local", "aws")}
+    assert costs["aws"] is not None
+    assert costs["local"] is not None
+    assert (costs["aws"].provider, costs["aws"].usd_per_hour) == ("aws", 27.4471)
+    assert costs["local"].usd_per_hour < costs["aws"].usd_per_hour
