@@ -109,7 +109,10 @@ def held_out(rank: Rank, prepared: Prepared) -> tuple[MicroBatch, ...]:
 def engine_config(rank: Rank, steps: int) -> dict[str, Any]:
     """What DeepSpeed is told: all we decide, and over it the person's own file with its "auto" values filled."""
     config, choice = rank.config, rank.choice
-    ours = engine.deepspeed_config(config, choice, int(rank.plan["model"]["parameters"]), ZeroBuckets())
+    model = rank.plan["model"]
+    ours = engine.deepspeed_config(
+        config, choice, int(model["parameters"]), ZeroBuckets(), trained=int(model["trainable_parameters"])
+    )
     file = deepspeed_file.of(config)
     if file is None:
         return ours

@@ -14,14 +14,17 @@ from dtrain.planner.setup import ZeroBuckets
 from dtrain.train import tensor_parallel
 
 
-def deepspeed_config(config: Config, choice: Choice, parameters: int, buckets: ZeroBuckets) -> dict[str, Any]:
-    """The whole DeepSpeed config of a run. `parameters`: of the model; no bucket is larger than it."""
+def deepspeed_config(
+    config: Config, choice: Choice, parameters: int, buckets: ZeroBuckets, trained: int | None = None
+) -> dict[str, Any]:
+    """The whole DeepSpeed config of a run. `parameters`: of the model; no bucket is larger than it. `trained`: those
+    that have gradients, where adapters leave the others frozen; DeepSpeed allocates its reduce buckets whole."""
     zero: dict[str, Any] = {
         "stage": choice.zero_stage,
         "overlap_comm": buckets.overlap and choice.zero_stage > 0,
         "contiguous_gradients": True,
         "reduce_scatter": True,
-        "reduce_bucket_size": min(buckets.reduce, parameters),
+        "reduce_bucket_size": min(buckets.reduce, trained or parameters),
         "allgather_bucket_size": min(buckets.allgather, parameters),
         "round_robin_gradients": False,
     }
