@@ -77,8 +77,8 @@ def collect(stray: Stray, named: bool, say: Say) -> str:
         options = launcher.options_of(book.options)
         rental = Rental(paths, book, options, launcher.market(options, Ledger(stray.run_id)))
         rental.drive()
-    if rental.survivors is not None:
-        raise rental.survivors
+    if rental.unfinished is not None:
+        raise rental.unfinished
     return rental.tell.progress.words
 
 

@@ -8,7 +8,6 @@ provider took is replaced, and the run goes on from its last checkpoint.
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -23,6 +22,7 @@ from dtrain.cloud.ledger import Standing
 from dtrain.cloud.machines import Machines, Terms
 from dtrain.cloud.market import Market
 from dtrain.cloud.meter import Meter
+from dtrain.cloud.mishaps import Helpless, Taken, as_told, ending_of, in_a_line
 from dtrain.cloud.options import CloudOptions
 from dtrain.cloud.order_book import OrderBook
 from dtrain.cloud.provider import Instance, NoCredentials, NoRights, ProviderError
@@ -41,18 +41,6 @@ ASK_PROVIDER_SECONDS = 15.0
 T = TypeVar("T")
 TAKEN, GIVEN_BACK = "taken by the provider", "not fit"
 """How the ledger begins to say why a machine goes."""
-
-
-class Taken(Exception):
-    """A machine is gone, or about to be, though nobody asked for its end."""
-
-
-class Helpless(Exception):
-    """This client may not ask the provider; another one may. Nothing is decided about the run."""
-
-    def __init__(self, why: ProviderError) -> None:
-        super().__init__(why.message)
-        self.why = why
 
 
 class Rental:
@@ -89,22 +77,15 @@ class Rental:
             )
             return
         except Exception as error:  # whatever it is: no machine may be left
-            told = _as_told(error)
+            told = as_told(error)
             if self._was_nothing_rented():
                 self._refused(told)
                 return
-            ending = self._saved(self._ending_of(told))
+            ending = self._saved(ending_of(told, self.paths))
         finally:
             if self.rented is not None:
                 self.rented.close()
         self._close(ending)
-
-    def _ending_of(self, error: DtrainError) -> Ending:
-        """Where there is no other machine to go on with, the run can go on later: it was interrupted."""
-        words = _in_a_line(error)
-        if isinstance(error, ProviderError) and error.elsewhere and last_whole_checkpoint(self.paths) is not None:
-            return interrupted(self.paths, words)
-        return Ending.now(self.paths, error.exit_code, words)
 
     def _saved(self, ending: Ending) -> Ending:
         """After a failure of the road itself: what is there comes home, if it can."""
@@ -112,7 +93,7 @@ class Rental:
         try:
             return self._brought_home(ending)
         except DtrainError as error:
-            return replace(ending, reason=f"{ending.reason}; not all is home: {_in_a_line(error)}")
+            return replace(ending, reason=f"{ending.reason}; not all is home: {in_a_line(error)}")
 
     def _decided(self) -> Ending | None:
         """The ending of a run whose results are home: only its machines are left."""
@@ -380,14 +361,3 @@ class Rental:
         standing = self.ledger.standing()
         assert standing is not None, "submit writes the ledger's first line before a keeper lives"
         return standing
-
-
-def _as_told(error: Exception) -> DtrainError:
-    if isinstance(error, DtrainError):
-        return error
-    traceback.print_exception(error)  # into the keeper's log
-    return DtrainError(f"the run's keeper failed: {type(error).__name__}: {error}")
-
-
-def _in_a_line(error: DtrainError) -> str:
-    return " ".join(error.message.split())

@@ -99,13 +99,20 @@ def test_gc_lets_a_run_save_that_nobody_keeps(world: AwsWorld, datacenter: Datac
     assert world.machines() == []
 
 
-def test_another_keeper_goes_on_where_one_was_killed(world: AwsWorld, cloud_job: NewJob) -> None:
-    job = cloud_job(100)
+def test_another_keeper_goes_on_where_one_was_killed(
+    world: AwsWorld, cloud_job: NewJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One without credentials leaves the run as it is, for the next."""
+    job = cloud_job(300)
     launcher, handle = submitted(job)
     wait_for_steps(job)
     kill_keeper(RunPaths(job.folder))
+    key = os.environ["AWS_ACCESS_KEY_ID"]
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    wait_until(lambda: "its keeper left" in launcher.status(handle).reason, 60)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
     wait_until(lambda: launcher.status(handle).state == "done", 60)
-    assert (steps_of(job), len(world.created)) == (list(range(1, 101)), 1)
+    assert (steps_of(job), len(world.created)) == (list(range(1, 301)), 1)
 
 
 def test_a_spot_machine_that_is_taken_is_replaced(world: AwsWorld, datacenter: Datacenter, cloud_job: NewJob) -> None:
