@@ -27,6 +27,7 @@ class TestLogin(LauncherContract):
     test_killing_does_not_wait = None
     test_a_failure_is_told_with_its_reason = None
     test_a_run_to_its_end = None
+    test_another_client_knows_the_run_by_its_handle = None
     test_a_handle_is_plain_json_and_names_the_run = None
     test_cancelling_a_finished_run_changes_nothing = None
 

@@ -147,7 +147,7 @@ def test_a_time_limit_shorter_than_one_checkpoint() -> None:
 def test_without_sbatch_it_says_where_to_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     (problem,) = SlurmLauncher().check(job())
-    assert problem.startswith("sbatch is not on PATH: run dtrain on a login node of the cluster, or `module load slurm`")
+    assert problem.startswith("sbatch is not on PATH: run dtrain on a login node of the cluster")
     assert "--set launchers.slurm.login=user@host" in problem
     assert SlurmLauncher().check() == [problem]
 
