@@ -86,11 +86,17 @@ def load_model(
         recompute.enable(model, choice.gradient_checkpointing, said, config.lora_r if config.adapter else None)
     rope.forget_rows(model)
     if config.tiled_mlp:
-        tiled_mlp.tile(model)
+        tiled_mlp.tile(model, tiles_of(described, choice) if choice.zero_stage == 3 else None)
     model.config.use_cache = False
     if config.adapter is not None:
         adapters.add(model, config, checkpointed=choice.gradient_checkpointing != "none")
     return model
+
+
+def tiles_of(described: Any, choice: Choice) -> int:
+    """Tiles of a rank's fullest micro-batch, each of about as many tokens as the hidden size."""
+    tokens = choice.micro_batch_size * -(-choice.sequence_len // choice.sequence_parallel_size)
+    return -(-tokens // int(described.get_text_config().hidden_size))
 
 
 def read_config(config: Config, source: Path | str) -> Any:

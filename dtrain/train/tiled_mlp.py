@@ -18,16 +18,16 @@ from dtrain.errors import BadInput
 
 
 class TiledMLP(torch.autograd.Function):
-    """`mlp(x)` of token-wise `mlp`, x (B, T, H), over tiles of `tile_tokens`; `trained` are its trained parameters."""
+    """`mlp(x)` of token-wise `mlp`, x (B, T, H), over so many tiles; `trained` are its trained parameters."""
 
     @staticmethod
-    def forward(ctx: Any, x_BTH: Tensor, mlp: Callable[[Tensor], Tensor], tile_tokens: int, *trained: Tensor) -> Tensor:
-        ctx.mlp, ctx.tile_tokens, ctx.trained = mlp, tile_tokens, trained
+    def forward(ctx: Any, x_BTH: Tensor, mlp: Callable[[Tensor], Tensor], tiles: int, *trained: Tensor) -> Tensor:
+        ctx.mlp, ctx.tiles, ctx.trained = mlp, tiles, trained
         ctx.random = _random_state(x_BTH.device)
         ctx.save_for_backward(x_BTH)
         out_BTH = torch.empty_like(x_BTH, memory_format=torch.contiguous_format)
         width = x_BTH.shape[-1]
-        for into, tile in zip(*(one.reshape(-1, width).split(tile_tokens) for one in (out_BTH, x_BTH)), strict=True):
+        for into, tile in zip(*(one.reshape(-1, width).tensor_split(tiles) for one in (out_BTH, x_BTH)), strict=True):
             into.copy_(mlp(tile[None])[0])
         return out_BTH
 
@@ -39,13 +39,13 @@ class TiledMLP(torch.autograd.Function):
         grad_x_NH = torch.empty_like(x_BTH, memory_format=torch.contiguous_format).view(-1, width)
         sums = [torch.zeros(one.shape, dtype=torch.float32, device=one.device) for one in ctx.trained]
         with torch.enable_grad(), _replayed(ctx.random, x_BTH.device):
-            tiles = zip(*(one.reshape(-1, width).split(ctx.tile_tokens) for one in (x_BTH, grad_BTH)), strict=True)
-            for number, (tile, grad) in enumerate(tiles):
+            flat = (one.reshape(-1, width).tensor_split(ctx.tiles) for one in (x_BTH, grad_BTH, grad_x_NH))
+            for tile, grad, grad_tile in zip(*flat, strict=True):
                 tile_1CH = tile.detach()[None].requires_grad_(wants_input)
                 sought = [tile_1CH, *ctx.trained] if wants_input else [*ctx.trained]
                 found = list(torch.autograd.grad(ctx.mlp(tile_1CH), sought, grad[None]))
                 if wants_input:
-                    grad_x_NH[number * ctx.tile_tokens :][: len(tile)] = found.pop(0)[0]
+                    grad_tile.copy_(found.pop(0)[0])
                 for total, part in zip(sums, found, strict=True):
                     total += part
         weights = (total.to(one.dtype) for total, one in zip(sums, ctx.trained, strict=True))
@@ -66,8 +66,11 @@ def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iter
         yield
 
 
-def tile(model: Any) -> None:
-    """Tile the MLP of every block of transformers' `model`. BadInput where a block has none that goes by token."""
+def tile(model: Any, tiles: int | None = None) -> None:
+    """`tiles`: so many in each call, however few tokens it has. At ZeRO-3 all ranks must call modules in one order, and
+    their rows differ in length. None: as many as the tokens need.
+
+    Tile the MLP of every block of transformers' `model`. BadInput where a block has none that goes by token."""
     described = model.config.get_text_config()
     found = list(_mlps(model))
     if len(found) != described.num_hidden_layers:
@@ -77,7 +80,7 @@ def tile(model: Any) -> None:
             key="tiled_mlp", value=True, fix="set `tiled_mlp: false`",
         )  # fmt: skip
     for mlp in found:
-        _tile_one(mlp, tile_tokens=described.hidden_size)
+        _tile_one(mlp, described.hidden_size, tiles)
 
 
 def gather_whole(model: Any) -> None:
@@ -99,13 +102,14 @@ def _is_token_wise(module: nn.Module) -> bool:
     return len(takes) == 1 and not hasattr(module, "experts") and not hasattr(module, "router")
 
 
-def _tile_one(mlp: nn.Module, tile_tokens: int) -> None:
+def _tile_one(mlp: nn.Module, tile_tokens: int, tiles: int | None) -> None:
     whole = mlp.forward
 
     def forward(x_BTH: Tensor) -> Tensor:
-        if x_BTH.shape[0] * x_BTH.shape[1] <= tile_tokens:
+        count = tiles or -(-x_BTH.shape[0] * x_BTH.shape[1] // tile_tokens)
+        if count == 1:
             return whole(x_BTH)  # type: ignore[no-any-return]
         trained = [one for one in mlp.parameters() if one.requires_grad] if torch.is_grad_enabled() else []
-        return TiledMLP.apply(x_BTH, whole, tile_tokens, *trained)  # type: ignore[no-any-return, no-untyped-call]
+        return TiledMLP.apply(x_BTH, whole, count, *trained)  # type: ignore[no-any-return, no-untyped-call]
 
     mlp.forward = forward

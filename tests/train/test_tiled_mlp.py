@@ -38,6 +38,23 @@ def test_what_does_not_go_token_by_token_is_refused(family: str) -> None:
         tiled_mlp.tile(tiny(family, "eager"))
 
 
+def test_a_fixed_number_of_tiles_holds_for_few_tokens_too() -> None:
+    """Also more tiles than tokens."""
+    calls: list[int] = []
+    model = tiny("llama", "eager")
+    mlp = model.model.layers[0].mlp
+    whole = mlp(torch.ones(1, 3, 32))
+    mlp.gate_proj.register_forward_hook(lambda *_: calls.append(1))
+    tiled_mlp.tile(model, tiles=4)
+    for tokens in (3, 40):
+        x = torch.ones(1, tokens, 32, requires_grad=True)
+        out = mlp(x)
+        out.sum().backward()
+        assert x.grad is not None
+        torch.testing.assert_close(out[:, :3], whole, rtol=1e-5, atol=1e-6)
+    assert len(calls) == 2 * (4 + 4)
+
+
 def test_one_tile_is_the_plain_mlp() -> None:
     model = tiny("llama", "eager")
     tiled_mlp.tile(model)
