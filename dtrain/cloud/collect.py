@@ -54,7 +54,9 @@ def strays(only: str | None = None) -> tuple[list[Stray], list[str]]:
     known = set(open_ledgers) | {one.run_id for one in all_ledgers() if not _is_over(one)}
     for run_id in sorted({one.run_id for one in listed} - known):
         machines = [one for one in listed if one.run_id == run_id]
-        found.append(Stray(run_id, machines[0].provider, None, [_told(one) for one in machines], 0.0))
+        ended_here = Ledger(run_id).standing()  # its machine appeared after everybody had given up on it
+        output = ended_here.output if ended_here is not None else None
+        found.append(Stray(run_id, machines[0].provider, output, [_told(one) for one in machines], 0.0))
     return [one for one in found if only in (None, one.run_id)], problems
 
 

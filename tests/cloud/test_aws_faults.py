@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 import pytest
 from dtrain_launchers.aws import Aws, AwsLauncher
 
+from dtrain.cloud.collect import collect, strays
 from dtrain.cloud.keys import RunKeys
 from dtrain.cloud.ledger import Ledger
 from dtrain.cloud.machines import Machines, Terms, order_of
@@ -63,10 +64,10 @@ def an_order(nodes: int = 1, machine: str = "c5.xlarge", spot: bool = False, **m
     return order_of(terms, 0, 1, Offer("aws", REGION, machine, "cpu", 0, 0.2, spot), 3600.0)
 
 
-def a_market(order: Order) -> Market:
+def a_market(order: Order, output: Path = Path("/nowhere")) -> Market:
     """With a ledger that was begun: it knows the regions, so not every one is asked."""
     ledger = Ledger(order.run_id)
-    ledger.begun("aws", Path("/nowhere"))
+    ledger.begun("aws", output)
     return Market({"aws": Aws()}, ledger)
 
 
@@ -162,6 +163,20 @@ def test_a_machine_that_is_not_listed_yet_is_neither_forgotten_nor_ordered_again
     standing = market.ledger.standing()
     assert standing is not None
     assert [one.state for one in standing.machines.values()] == ["gone"]
+
+
+def test_a_machine_that_appears_after_its_run_was_given_up_is_collected(only_listed: AwsWorld, tmp_path: Path) -> None:
+    """Its order was never answered, nobody saw it in time, the run was closed; nobody need name it to `dtrain gc`."""
+    order = an_order()
+    market = a_market(order, tmp_path)
+    market.create(order)
+    market.ledger.refused(order.name, "the order was never answered")
+    market.ledger.ended("refused")
+    found, _ = strays()
+    assert [(one.run_id, one.output) for one in found] == [(order.run_id, str(tmp_path))]
+    collect(found[0], False, lambda words: None)
+    assert only_listed.machines() == []
+    assert strays()[0] == []
 
 
 def test_throttling_and_html_are_waited_out(only_listed: AwsWorld, monkeypatch: pytest.MonkeyPatch) -> None:
