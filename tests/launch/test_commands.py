@@ -307,7 +307,7 @@ def test_bad_input_leaves_nothing(
 
 
 def test_what_does_not_fit_is_told_with_ways_out(here: InProcess, project: Path) -> None:
-    arguments = ["launch", "tiny.yaml", "--profile", "t4x1", "--set", "sequence_len=100000000"]
+    arguments = ["launch", "tiny.yaml", "--profile", "t4x1", "--set", "micro_batch_size=10000000"]
     assert here(*arguments) == 3
     assert not runs_of(project)
     document = here.json(*arguments, "--json")
