@@ -23,6 +23,7 @@ from dtrain.cloud.provider import Instance, NoCredentials
 from dtrain.cloud.rental import Rental
 from dtrain.cloud.stop_request import StopRequest
 from dtrain.errors import DtrainError, PartMissing
+from dtrain.launch import shared
 from dtrain.paths import RunPaths
 
 Say = Callable[[str], None]
@@ -69,7 +70,7 @@ def collect(stray: Stray, named: bool, say: Say) -> str:
         return _end_foreign(stray, named, say)
     paths = RunPaths(Path(stray.output))
     book = OrderBook.read(paths)
-    if book is None or keys_of(stray.run_id) is None:
+    if book is None or (stray.machines and keys_of(stray.run_id) is None):
         return _end_without_saving(stray, say)
     with kept(paths) as is_mine:
         if not is_mine:
@@ -98,6 +99,8 @@ def _end_without_saving(stray: Stray, say: Say) -> str:
     if ledger.standing() is None:
         ledger.begun(stray.launcher, Path("/"))
     teardown.destroy_all(market, stray.run_id, NOBODY, 1.0, say)
+    if stray.output is not None and Path(stray.output).is_dir():
+        shared.note_interrupted(RunPaths(Path(stray.output)), NOBODY)
     ledger.ended(NOBODY)
     remove_keys(stray.run_id)
     return "ended; there was no key here to save anything with"

@@ -107,7 +107,9 @@ class CloudLauncher:
             return Status("lost", None, "nothing was rented for it from here; dtrain gc lists what exists")
         if progress is not None and progress.over and progress.refused:
             return Status("failed", LauncherRefused.exit_code, progress.words)
-        if not standing.ended and not has_keeper(paths):
+        if standing.ended:  # exit.json was written before that, or there is none
+            return shared.ended(paths) or Status("lost", None, standing.reason)
+        if not has_keeper(paths):
             keeper.start(paths)
         return _status(progress)
 

@@ -99,6 +99,16 @@ def test_gc_lets_a_run_save_that_nobody_keeps(world: AwsWorld, datacenter: Datac
     assert world.machines() == []
 
 
+def test_a_run_that_was_killed_before_its_first_order_is_collected(world: AwsWorld, cloud_job: NewJob) -> None:
+    job = cloud_job()
+    paths = RunPaths(job.folder)
+    AwsLauncher().begin(job)
+    kill_keeper(paths)
+    gc_once()
+    assert ended(job).code in (0, 75)
+    assert world.machines() == []
+
+
 def test_another_keeper_goes_on_where_one_was_killed(
     world: AwsWorld, cloud_job: NewJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
