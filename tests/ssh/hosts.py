@@ -134,7 +134,7 @@ class Host:
         """Every process of the host is gone at once."""
         self.down()
         if self.init is not None:
-            subprocess.run(["kill", "-KILL", str(self._first_process())], check=False)
+            subprocess.run(["pkill", "-KILL", "-P", str(self.init.pid)], check=False)  # its first process
             self.init.wait()
             self.init = None
 
