@@ -78,7 +78,6 @@ def test_what_a_run_makes_goes_to_a_bucket_as_well(
 
 CASES = [  # some of them: the sweep below tries all
     Case("RunInstances", "after"),
-    Case("fetching", "during"),
 ]
 
 
