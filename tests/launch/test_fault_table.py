@@ -54,7 +54,8 @@ class Local:
         return job
 
     def client(self) -> Launcher:
-        return LocalLauncher()
+        made: Launcher = LocalLauncher()
+        return made
 
     def arm(self, fault: Injected, patch: pytest.MonkeyPatch) -> Launcher:
         spawn, kill = here._spawn, os.kill

@@ -61,10 +61,12 @@ class Slurm:
         return job
 
     def client(self) -> Launcher:
-        return SlurmLauncher()
+        made: Launcher = SlurmLauncher()
+        return made
 
     def arm(self, fault: Injected, patch: pytest.MonkeyPatch) -> Launcher:
-        return SlurmLauncher(Faulty(fault))
+        made: Launcher = SlurmLauncher(Faulty(fault))
+        return made
 
     @contextmanager
     def full_disk(self, job: Job) -> Iterator[Job]:

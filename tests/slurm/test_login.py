@@ -11,7 +11,7 @@ from dtrain_launchers.slurm import SlurmLauncher
 
 from dtrain.launch.api import Job, Launcher
 from tests.launch.conftest import left_over
-from tests.launch.launcher_contract import LauncherContract, NewJob
+from tests.launch.launcher_contract import LauncherBasics, NewJob
 from tests.slurm.cluster import Cluster
 from tests.slurm.login import Login
 from tests.ssh.conftest import VENV
@@ -20,16 +20,8 @@ from tests.ssh.typed import MODEL, Typed
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
 
 
-class TestLogin(LauncherContract):
-    """Without what the table of faults shows, and what happens on the login node alone (TestSlurm has that)."""
-
-    test_cancel_may_be_repeated = None
-    test_killing_does_not_wait = None
-    test_a_failure_is_told_with_its_reason = None
-    test_a_run_to_its_end = None
-    test_another_client_knows_the_run_by_its_handle = None
-    test_a_handle_is_plain_json_and_names_the_run = None
-    test_cancelling_a_finished_run_changes_nothing = None
+class TestLogin(LauncherBasics):
+    """Of the contract what a login node makes different; the rest is TestSlurm's and the table of faults'."""
 
     @pytest.fixture
     def launcher(self) -> SlurmLauncher:

@@ -47,7 +47,8 @@ class Ssh:
     def client(self) -> Launcher:
         launcher = SshLauncher()
         launcher.look_seconds = 0.1
-        return launcher
+        made: Launcher = launcher
+        return made
 
     def arm(self, fault: Injected, patch: pytest.MonkeyPatch) -> Launcher:
         faulty_tunnel(fault, patch)

@@ -1,6 +1,6 @@
 """A checkpoint of two ranks, some hundred MB: written by a first call, exported by a second, which tells its memory.
 
-    python -m tests.train.streaming FOLDER SHARD_MIB
+python -m tests.train.streaming FOLDER SHARD_MIB
 """
 
 from __future__ import annotations
