@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from dtrain.cloud.ledger import Standing
 from dtrain.cloud.options import CloudOptions
 from dtrain.cloud.order_book import OrderBook
-from dtrain.cloud.provider import Offer
 from dtrain.units import dollars, duration
 
 SALVAGE_SHARE, SALVAGE_SECONDS = 0.1, 900.0
@@ -20,6 +20,7 @@ class Meter:
     def __init__(self, book: OrderBook, options: CloudOptions, standing: Standing) -> None:
         self.options = options
         self.limit_seconds = book.limit_hours * 3600
+        """By the price of the first offer, until the machines that are there are `priced`."""
         self.estimated_hours = book.estimated_hours
         began = min((one.asked for one in standing.of_this_life), default=time.time())
         self._before = min(max(0.0, time.time() - began), self.limit_seconds)
@@ -29,7 +30,15 @@ class Meter:
     def passed_seconds(self) -> float:
         return self._before + time.monotonic() - self._since
 
-    def remaining_seconds(self, offer: Offer) -> float:
+    def priced(self, usd_per_hour: float, spent_usd: float) -> None:
+        """All machines of the run cost so much from now on, and cost that much before: --max-cost buys the rest."""
+        if self.options.max_cost and usd_per_hour:
+            bought_seconds = max(0.0, self.options.max_cost - spent_usd) / usd_per_hour * 3600
+            hours = self.options.max_hours or math.inf
+            self.limit_seconds = min(hours * 3600, self.passed_seconds + bought_seconds)
+
+    @property
+    def remaining_seconds(self) -> float:
         """For the dead-man switch of a machine that is ordered now."""
         return max(1.0, self.limit_seconds - self.passed_seconds)
 

@@ -154,7 +154,7 @@ class Rental:
 
     def _arm(self, rented: RunThere) -> None:
         one = next(iter(rented.instances.values()))
-        arm_watchdogs(rented, self.market.providers[one.provider], self.meter.limit_seconds - self.meter.passed_seconds)
+        arm_watchdogs(rented, self.market.providers[one.provider], self.meter.remaining_seconds)
 
     # --- machines ---
 
@@ -162,6 +162,8 @@ class Rental:
         """A machine for each node: those that are there, and new ones."""
         there = self._there(may_order=True)
         self.tell.show(there)
+        if there:
+            self._price(max(one.usd_per_hour for one in self._standing().may_exist))
         while len(there) < self.book.nodes:
             node = min(set(range(self.book.nodes)) - set(there))
             self.tell.say("choosing", "looking for a machine")
@@ -169,14 +171,19 @@ class Rental:
             self.tell.say(
                 "creating", f"{offer.machine} in {offer.region} at {offer.provider}, ${offer.usd_per_hour:.2f}/h"
             )
+            self._price(offer.usd_per_hour)
             try:
-                there[node] = self.machines.create(node, offer, self.meter.remaining_seconds(offer))
+                there[node] = self.machines.create(node, offer, self.meter.remaining_seconds)
             except ProviderError as error:
                 self.choice.refuse(offer, error)
                 self.machines.give_back(list(there.values()), f"no second machine beside it: {error.message}")
                 there = {}
             self.tell.show(there)
         return there
+
+    def _price(self, usd_per_hour: float) -> None:
+        """Of one machine; those of a run are alike."""
+        self.meter.priced(usd_per_hour * self.book.nodes, self._standing().usd(time.time()))
 
     def _booted(self, machines: dict[int, Instance]) -> dict[int, Instance]:
         ready = self.machines.wait_for_addresses(

@@ -39,6 +39,7 @@ class Telling:
         rate = sum(one.usd_per_hour for one in self.standing().may_exist)
         estimated = rate * self.book.estimated_hours if rate else self.progress.estimated_usd
         limit = rate * self.book.limit_hours if rate else self.progress.limit_usd
+        limit = min(limit, self.book.options.get("max_cost") or limit)
         self.progress = replace(
             self.progress, machines=told, usd_per_hour=rate, estimated_usd=estimated, limit_usd=limit
         )

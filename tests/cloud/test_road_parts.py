@@ -88,7 +88,23 @@ def test_a_clock_that_jumps_moves_no_limit(jump_seconds: float, monkeypatch: pyt
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + jump_seconds)
     assert not meter.is_nearly_over()
-    assert 4 * 3600 - 60 < meter.remaining_seconds(OFFER) <= 4 * 3600
+    assert 4 * 3600 - 60 < meter.remaining_seconds <= 4 * 3600
+
+
+def test_a_dearer_machine_gets_less_time_for_the_same_money() -> None:
+    """The first one was $10 an hour and went after $15; the next one costs $25."""
+    standing = begun().standing()
+    assert standing is not None
+    meter = Meter(BOOK, CloudOptions(max_cost=40.0), standing)
+    meter.priced(10.0, 0.0)
+    assert 4 * 3600 - 1 < meter.remaining_seconds <= 4 * 3600
+    meter.priced(25.0, 15.0)
+    assert 3600 - 1 < meter.remaining_seconds <= 3600
+    meter.priced(25.0, 41.0)
+    assert meter.is_nearly_over()
+    both = Meter(BOOK, CloudOptions(max_cost=40.0, max_hours=2.0), standing)
+    both.priced(10.0, 0.0)
+    assert 2 * 3600 - 1 < both.remaining_seconds <= 2 * 3600
 
 
 def test_the_estimate_under_the_limit_and_over_it() -> None:
