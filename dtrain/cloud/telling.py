@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -38,8 +39,8 @@ class Telling:
         ]  # fmt: skip
         rate = sum(one.usd_per_hour for one in self.standing().may_exist)
         estimated = rate * self.book.estimated_hours if rate else self.progress.estimated_usd
-        limit = rate * self.book.limit_hours if rate else self.progress.limit_usd
-        limit = min(limit, self.book.options.get("max_cost") or limit)
+        most = float(self.book.options.get("max_cost") or math.inf)
+        limit = min(rate * self.book.limit_hours, most) if rate else self.progress.limit_usd
         self.progress = replace(
             self.progress, machines=told, usd_per_hour=rate, estimated_usd=estimated, limit_usd=limit
         )
