@@ -67,10 +67,11 @@ def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iter
 
 
 def tile(model: Any, tiles: int | None = None) -> None:
-    """`tiles`: so many in each call, however few tokens it has. At ZeRO-3 all ranks must call modules in one order, and
-    their rows differ in length. None: as many as the tokens need.
+    """Tile the MLP of every block of transformers' `model`. BadInput where a block has none that goes by token.
 
-    Tile the MLP of every block of transformers' `model`. BadInput where a block has none that goes by token."""
+    `tiles`: so many in each call, however few tokens it has: at ZeRO-3 all ranks must call modules in one order, and
+    their rows differ in length. None: as many as the tokens need.
+    """
     described = model.config.get_text_config()
     found = list(_mlps(model))
     if len(found) != described.num_hidden_layers:
