@@ -26,16 +26,16 @@ def command(run: str | None, dry_run: bool, as_json: bool) -> None:
     machine that was started from another computer is only listed; naming its RUN ends it, too. Exit code 6 when a
     machine is still there afterwards.
     """
-    from dtrain.cloud.collect import collect, strays
+    from dtrain.cloud.collect import collect, survey
     from dtrain.errors import DtrainError, StillBilled
     from dtrain.show.console import console_for
-    from dtrain.show.rentals import print_strays
+    from dtrain.show.rentals import print_survey
 
     console = console_for(as_json)
-    found, problems = strays(run)
-    print_strays(found, problems, console)
+    found = survey(run)
+    print_survey(found, console)
     told, code = [], 0
-    for stray in found:
+    for stray in found.strays:
         outcome: dict[str, object] = {**stray.as_json(), "outcome": None, "error": None}
         if not dry_run:
             try:
@@ -48,6 +48,9 @@ def command(run: str | None, dry_run: bool, as_json: bool) -> None:
                 console.print(f"{stray.run_id}: {error}", markup=False, highlight=False, style="red")
         told.append(outcome)
     if as_json:
-        document = {"schema_version": 1, "dry_run": dry_run, "runs": told, "problems": problems}
+        document = {
+            "schema_version": 1, "dry_run": dry_run, "runs": told, "asked": list(found.asked),
+            "problems": list(found.problems), "without_credentials": list(found.without_credentials),
+        }  # fmt: skip
         click.echo(json.dumps(document, indent=2))
     sys.exit(code)

@@ -46,11 +46,23 @@ class Stray:
         return asdict(self)
 
 
-def strays(only: str | None = None) -> tuple[list[Stray], list[str]]:
-    """All of them, and what could not be asked. A provider without credentials matters only where a ledger names it."""
+@dataclass(frozen=True)
+class Survey:
+    """What was found, and who was asked."""
+
+    strays: Sequence[Stray]
+    asked: Sequence[str]
+    """Providers that told what they have of ours."""
+    problems: Sequence[str]
+    """Who could not be asked, and why; a provider without credentials only where a ledger names it."""
+    without_credentials: Sequence[str]
+
+
+def survey(only: str | None = None) -> Survey:
+    """Every run that nobody keeps, or this one alone."""
     launchers = cloud_launchers()
     open_ledgers = {one.run_id: standing for one in all_ledgers() if (standing := _open(one)) is not None}
-    listed, problems = _listed(launchers, {one.launcher for one in open_ledgers.values()})
+    listed, asked, problems = _listed(launchers, {one.launcher for one in open_ledgers.values()})
     found = [_of_ledger(standing, listed) for standing in open_ledgers.values() if not _is_kept(standing)]
     known = set(open_ledgers) | {one.run_id for one in all_ledgers() if not _is_over(one)}
     for run_id in sorted({one.run_id for one in listed} - known):
@@ -58,7 +70,8 @@ def strays(only: str | None = None) -> tuple[list[Stray], list[str]]:
         ended_here = Ledger(run_id).standing()  # its machine appeared after everybody had given up on it
         output = ended_here.output if ended_here is not None else None
         found.append(Stray(run_id, machines[0].provider, output, [_told(one) for one in machines], 0.0))
-    return [one for one in found if only in (None, one.run_id)], problems
+    silent = sorted(set(launchers) - set(asked) - {one.partition(":")[0] for one in problems})
+    return Survey([one for one in found if only in (None, one.run_id)], asked, problems, silent)
 
 
 def collect(stray: Stray, named: bool, say: Say) -> str:
@@ -113,20 +126,22 @@ def _launcher(name: str) -> CloudLauncher:
     return found[name]
 
 
-def _listed(launchers: dict[str, CloudLauncher], needed: set[str]) -> tuple[list[Instance], list[str]]:
-    """What the providers say that there is of ours."""
+def _listed(launchers: dict[str, CloudLauncher], needed: set[str]) -> tuple[list[Instance], list[str], list[str]]:
+    """What the providers say that there is of ours, who said it, and who could not though a run needs it."""
     found: list[Instance] = []
+    asked = []
     problems = [f"{name}: its launcher is not installed" for name in sorted(needed - set(launchers))]
     for name, launcher in launchers.items():
         try:
             provider = launcher.provider(CloudOptions())
             found += patiently(provider.find, 10.0)
+            asked.append(name)
         except (NoCredentials, PartMissing) as error:
             if name in needed:
                 problems.append(f"{name}: {error}")
         except DtrainError as error:
             problems.append(f"{name}: {error}")
-    return found, problems
+    return found, asked, problems
 
 
 def _open(ledger: Ledger) -> Standing | None:

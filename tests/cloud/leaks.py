@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dtrain.cloud.collect import collect, strays
+from dtrain.cloud.collect import collect, survey
 from dtrain.cloud.launcher import CloudLauncher
 from dtrain.cloud.ledger import Ledger
 from dtrain.cloud.progress import Progress
@@ -95,9 +95,9 @@ def try_case(
 
 
 def gc_once() -> None:
-    found, problems = strays()
-    assert not problems, problems
-    for stray in found:
+    found = survey()
+    assert not found.problems, found.problems
+    for stray in found.strays:
         collect(stray, False, lambda words: None)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from dtrain_launchers.aws import Aws, AwsLauncher
 
-from dtrain.cloud.collect import collect, strays
+from dtrain.cloud.collect import collect, survey
 from dtrain.cloud.machines import Terms, order_of
 from dtrain.cloud.options import CloudOptions
 from dtrain.cloud.provider import Offer
@@ -79,8 +79,9 @@ def test_from_another_computer_gc_ends_only_the_run_that_is_named(
     world.hardware = True
     cloud_job()  # its environment: the provider's
     monkeypatch.setenv("DTRAIN_HOME", str(tmp_path / "another"))
-    (stray,), problems = strays()
-    assert (stray.run_id, stray.output, problems) == (order.run_id, None, [])
+    found = survey()
+    (stray,) = found.strays
+    assert (stray.run_id, stray.output, found.problems, "aws" in found.asked) == (order.run_id, None, [], True)
     assert "left alone" in collect(stray, False, print)
     assert len(world.machines()) == 1
     collect(stray, True, print)

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 import pytest
 from dtrain_launchers.aws import Aws, AwsLauncher
 
-from dtrain.cloud.collect import collect, strays
+from dtrain.cloud.collect import collect, survey
 from dtrain.cloud.keys import RunKeys
 from dtrain.cloud.ledger import Ledger
 from dtrain.cloud.machines import Machines, Terms, order_of
@@ -172,11 +172,11 @@ def test_a_machine_that_appears_after_its_run_was_given_up_is_collected(only_lis
     market.create(order)
     market.ledger.refused(order.name, "the order was never answered")
     market.ledger.ended("refused")
-    found, _ = strays()
+    found = survey().strays
     assert [(one.run_id, one.output) for one in found] == [(order.run_id, str(tmp_path))]
     collect(found[0], False, lambda words: None)
     assert only_listed.machines() == []
-    assert strays()[0] == []
+    assert survey().strays == []
 
 
 def test_throttling_and_html_are_waited_out(only_listed: AwsWorld, monkeypatch: pytest.MonkeyPatch) -> None:
