@@ -23,6 +23,7 @@ VENV = str(Path(sys.prefix))
 ON_MACHINES = {"datacenter", "world", "cloud_job"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker has the machines; without root or sshd every test that needs them says so."""
     missing = why_not()

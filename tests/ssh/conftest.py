@@ -20,6 +20,7 @@ __all__ = ["home", "make_job", "stand_ins"]
 VENV = str(Path(sys.prefix))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker has the hosts; without root or sshd every test says so."""
     missing = why_not()
