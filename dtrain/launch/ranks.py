@@ -61,6 +61,11 @@ class Ranks:
     def all_ended(self) -> bool:
         return len(self.seen) == self.expected and not self.alive
 
+    @property
+    def unread(self) -> list[Rank]:
+        """Ranks that ended and whose exit code torchrun took first, as its own look does to one death in some hundreds."""
+        return [rank for rank in self.seen.values() if rank.ended is not None and rank.exit_code is None]
+
     def failed(self, excused: frozenset[int]) -> list[Rank]:
         """Ranks that ended with another code than 0 or an excused one."""
         fine = excused | {0, None}

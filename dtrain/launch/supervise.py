@@ -33,7 +33,7 @@ from dtrain.launch.ending import (
     read_or_none,
 )
 from dtrain.launch.process import adopt_orphans, end_run_processes, send
-from dtrain.launch.ranks import Ranks, first_failure, how_it_ended, was_interrupted
+from dtrain.launch.ranks import Rank, Ranks, first_failure, how_it_ended, was_interrupted
 from dtrain.launch.spec import LaunchSpec, environment, with_free_port
 from dtrain.launch.standing import Supervisor
 from dtrain.launch.watchdog import Watchdog, dump_stacks, slowest, verdict
@@ -149,14 +149,19 @@ class Supervision:
         excused = {INTERRUPTED}
         if self.stop.first is not None:
             excused.add(-signal.SIGTERM)  # told before it could listen
-        if not self.ranks.failed(frozenset(excused)):
+        if not self._failed(excused):
             return None
         deadline = time.monotonic() + LAST_WORDS_SECONDS
         while self.ranks.alive and time.monotonic() < deadline:
             time.sleep(TICK_SECONDS)
             self.ranks.update(self.torchrun.pid)
-        failure = first_failure(self.ranks.failed(frozenset(excused)), self.paths)
+        failure = first_failure(self._failed(excused), self.paths)
         return Ending.now(self.paths, failure.code, failure.reason, failure.rank)
+
+    def _failed(self, excused: set[int]) -> list[Rank]:
+        """By their exit codes; of ranks whose code torchrun took, those that left their last words."""
+        spoke = [rank for rank in self.ranks.unread if self.paths.rank_error(rank.number).exists()]
+        return self.ranks.failed(frozenset(excused)) + spoke
 
     def _rank_hangs(self) -> Ending | None:
         beats = self.watchdog.hung(self.ranks.alive)
@@ -189,8 +194,8 @@ class Supervision:
             self.command = with_free_port(self.command)
             self._start_torchrun()
             return None
-        unread = [rank.number for rank in self.ranks.seen.values() if rank.exit_code is None and rank.ended is not None]
-        rank = unread[0] if unread and code > 0 else None
+        unread = self.ranks.unread
+        rank = unread[0].number if unread and code > 0 else None
         who = f"rank {rank} ended unexpectedly" if rank is not None else f"torchrun {how_it_ended(code)}"
         return Ending.now(self.paths, FAILED, f"{who}; see {self.log.name}", rank)
 

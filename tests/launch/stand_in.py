@@ -31,8 +31,18 @@ def torchrun(arguments: list[str]) -> int:
         )
         for rank in range(int(arguments[0]))
     ]
-    time.sleep(5)  # as with --monitor-interval 5: a dead rank is not reaped before
+    if os.environ.get("STAND_IN_REAPS"):
+        return reap(ranks)
+    time.sleep(5)  # as with --monitor-interval: a dead rank is not reaped before
     return max(abs(rank.wait()) for rank in ranks)
+
+
+def reap(ranks: list[subprocess.Popen[bytes]]) -> int:
+    """Torchrun that looks at the very moment a rank dies: its exit code is gone before the supervisor reads it."""
+    while not any(rank.poll() for rank in ranks):
+        time.sleep(0.001)
+    time.sleep(0.3)
+    return 1
 
 
 def prepare(arguments: list[str]) -> int:

@@ -186,6 +186,16 @@ def test_a_rank_that_raises_is_named_with_its_words(make_job: MakeJob, monkeypat
     assert left_over(job.run_id) == []
 
 
+def test_a_rank_whose_exit_code_torchrun_took_is_named_with_its_words(make_job: MakeJob, monkeypatch: Any) -> None:
+    monkeypatch.setenv("STAND_IN_STEPS", "100000")
+    monkeypatch.setenv("STAND_IN_FAILS", "1@5")
+    monkeypatch.setenv("STAND_IN_REAPS", "1")
+    paths, _ = submitted(make_job())
+    ending = ended(paths)
+    assert (ending.code, ending.rank) == (1, 1)
+    assert ending.reason == "rank 1: RuntimeError: the stand-in was told to fail"
+
+
 def test_a_killed_supervisor_takes_everything_with_it(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN_STEPS", "100000")
     monkeypatch.setenv("STAND_IN_GRANDCHILD", "1")
