@@ -63,7 +63,7 @@ class Ranks:
 
     @property
     def unread(self) -> list[Rank]:
-        """Ranks that ended and whose exit code torchrun took first, as its own look does to one death in some hundreds."""
+        """Ranks that ended and whose exit code torchrun took first: one death in some hundreds."""
         return [rank for rank in self.seen.values() if rank.ended is not None and rank.exit_code is None]
 
     def failed(self, excused: frozenset[int]) -> list[Rank]:

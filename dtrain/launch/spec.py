@@ -19,8 +19,9 @@ DEFAULT_GRACE_SECONDS = 120.0
 """How long ranks may take to finish a step and save once they are told to stop."""
 
 MONITOR_SECONDS = 30.0
-"""torchrun looks after its ranks only this often, for a look takes the exit code of a rank that died just then. The supervisor sees a dead rank first and ends the run itself, in
-seconds: torchrun would wait half a minute for the other ranks. In between a dead rank keeps its exit code in /proc."""
+"""torchrun looks after its ranks only this often: its look takes the exit code of a rank that died just then. The
+supervisor sees a dead rank first and ends the run itself, in seconds, where torchrun would wait half a minute for the
+other ranks. In between a dead rank keeps its exit code in /proc."""
 
 _OF_ANOTHER_RUN = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "TORCHRUN_")
 """What torchrun tells its ranks; a launch from inside another run must not hand it on."""
