@@ -203,9 +203,10 @@ def submitting(case: Case, place: Place, patch: pytest.MonkeyPatch, log: Path) -
         first_client(case, place, patch, log, lambda launcher: submitted(launcher, job))
     later = place.client()
     wait_for(lambda: later.status(empty_handle(place, job)).state == case.finds)  # a supervisor may be just coming up
-    assert place.lives(job) == (case.finds in ("running", "pending"))
+    # the second of two at once sees the first and leaves: a moment later there is one
+    wait_for(lambda: place.lives(job) == (case.finds in ("running", "pending")))
     handle = submitted(later, place.again(job))
-    assert place.lives(job) == 1
+    wait_for(lambda: place.lives(job) == 1)
     the_end(place, job, later, handle)
 
 
