@@ -25,7 +25,7 @@ from dtrain.launch.ending import Ending, read_or_none
 from dtrain.paths import RunPaths
 from tests.cloud.datacenter import Datacenter
 from tests.cloud.worlds import World
-from tests.launch.conftest import wait_until
+from tests.waiting import wait_until
 
 STAGES = ("choosing", "creating", "booting", "preparing", "training", "fetching", "destroying")
 REACH_SECONDS = 60.0

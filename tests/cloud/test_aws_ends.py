@@ -20,7 +20,7 @@ from dtrain.paths import RunPaths
 from tests.cloud.aws_world import REGION, AwsWorld
 from tests.cloud.datacenter import Datacenter, Machine
 from tests.cloud.leaks import gc_once, kill_keeper, run_folders
-from tests.launch.conftest import wait_until
+from tests.waiting import wait_until
 
 NewJob = Callable[..., Job]
 LONG = 100_000

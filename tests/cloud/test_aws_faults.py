@@ -38,7 +38,7 @@ from dtrain.launch.ending import Ending
 from dtrain.paths import RunPaths
 from tests.cloud.aws_world import REGION, AwsWorld, Fault
 from tests.cloud.datacenter import Datacenter
-from tests.launch.conftest import wait_until
+from tests.waiting import wait_until
 
 NewJob = Callable[..., Job]
 

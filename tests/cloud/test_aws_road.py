@@ -17,7 +17,7 @@ from dtrain.paths import RunPaths
 from tests.cloud.aws_world import AwsWorld
 from tests.cloud.datacenter import Datacenter
 from tests.cloud.leaks import Case, cases_of, gc_once, table, try_case
-from tests.launch.conftest import wait_until
+from tests.waiting import wait_until
 
 NewJob = Callable[..., Job]
 SWEEP = os.environ.get("DTRAIN_LEAK_SWEEP", "")

@@ -21,7 +21,8 @@ from dtrain_launchers import colab_session
 from dtrain.errors import BadInput
 from dtrain.launch.process import end_run_processes
 from dtrain.paths import RunPaths
-from tests.e2e.cli import Place, Result, metrics, wait_until
+from tests.e2e.cli import Place, Result, metrics
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "configs" / "storyteller-tiny.yaml")

@@ -20,8 +20,8 @@ from tests.cloud.containers_world import RUNPOD_KEY, VAST_KEY, ContainersWorld, 
 from tests.cloud.datacenter import Datacenter
 from tests.cloud.leaks import Case, cases_of, gc_once, kill_keeper, table, try_case
 from tests.cloud.runpod_server import RunpodServer
-from tests.launch.conftest import wait_until
 from tests.launch.launcher_contract import LauncherContract
+from tests.waiting import wait_until
 
 SWEEP = os.environ.get("DTRAIN_LEAK_SWEEP", "")
 long = pytest.mark.skipif(

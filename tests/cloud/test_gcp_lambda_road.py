@@ -22,8 +22,8 @@ from tests.cloud.gcp_world import GcpWorld
 from tests.cloud.lambda_world import LambdaWorld
 from tests.cloud.leaks import Case, cases_of, gc_once, kill_keeper, table, try_case
 from tests.cloud.served import Fault
-from tests.launch.conftest import wait_until
 from tests.launch.launcher_contract import LauncherContract
+from tests.waiting import wait_until
 
 NewJob = Callable[..., Job]
 AnyWorld = GcpWorld | LambdaWorld

@@ -88,13 +88,6 @@ def rank_pid(place: Place, rank: int) -> int:
     return min(one.pid for one in place.processes() if told in _environ(one.pid))
 
 
-def wait_until(what: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s"
-        time.sleep(0.02)
-
-
 def metrics(paths: RunPaths) -> list[dict[str, Any]]:
     """Whole lines of metrics.jsonl so far."""
     if not paths.metrics.exists():

@@ -20,8 +20,9 @@ import pytest
 from dtrain import assets
 from dtrain.paths import RunPaths
 from dtrain.train.checkpoint import what_is_wrong
-from tests.e2e.cli import Place, metrics, rank_pid, reached, said, wait_until
+from tests.e2e.cli import Place, metrics, rank_pid, reached, said
 from tests.e2e.materials import write_jsonl
+from tests.waiting import wait_until
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import pytest
 from dtrain.launch.standing import Supervisor
 from dtrain.paths import RunPaths
 from tests.e2e import wandb_file, wandb_stub
-from tests.e2e.cli import CLOSED, Place, has_logged, metrics, rank_pid, reached, said, wait_until
+from tests.e2e.cli import CLOSED, Place, has_logged, metrics, rank_pid, reached, said
 from tests.e2e.conftest import make_place_in
 from tests.e2e.materials import stories, write_jsonl
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("e2e")]
 

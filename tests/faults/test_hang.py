@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cli import metrics, rank_pid, reached, said, wait_until
+from tests.e2e.cli import metrics, rank_pid, reached, said
 from tests.e2e.conftest import make_place_in
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("e2e")]
 

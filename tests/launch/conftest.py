@@ -84,24 +84,21 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def wait_until(holds: Callable[[], Any], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def is_training(paths: RunPaths) -> bool:
     """A step was logged, and the second rank listens too."""
     return all(path.exists() and path.stat().st_size > 0 for path in (paths.metrics, paths.rank_log(1)))
 
 
+GONE_SECONDS = 10.0
+"""For processes that were killed to leave a loaded machine's list; none is told to end in this time."""
+
+
 def left_over(run_id: str) -> list[int]:
     """Pids of the run that are still there, a moment after it ended."""
-    deadline = time.monotonic() + 2
-    while processes_of_run(run_id) and time.monotonic() < deadline:
+    deadline = time.monotonic() + GONE_SECONDS
+    while (there := processes_of_run(run_id)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return [process.pid for process in processes_of_run(run_id)]
+    return [process.pid for process in there]
 
 
 class Dtrain:

@@ -18,6 +18,7 @@ import pytest
 
 from dtrain.errors import BadInput, DtrainError, LauncherRefused
 from dtrain.launch.api import Handle, Job, Launcher
+from tests.waiting import wait_until
 
 Fault = Literal[
     "client killed before", "client killed after", "answer lost", "no answer", "refused", "full disk",
@@ -202,11 +203,11 @@ def submitting(case: Case, place: Place, patch: pytest.MonkeyPatch, log: Path) -
     else:
         first_client(case, place, patch, log, lambda launcher: submitted(launcher, job))
     later = place.client()
-    wait_for(lambda: later.status(empty_handle(place, job)).state == case.finds)  # a supervisor may be just coming up
+    wait_until(lambda: later.status(empty_handle(place, job)).state == case.finds)  # a supervisor may be just coming up
     # the second of two at once sees the first and leaves: a moment later there is one
-    wait_for(lambda: place.lives(job) == (case.finds in ("running", "pending")))
+    wait_until(lambda: place.lives(job) == (case.finds in ("running", "pending")))
     handle = submitted(later, place.again(job))
-    wait_for(lambda: place.lives(job) == 1)
+    wait_until(lambda: place.lives(job) == 1)
     the_end(place, job, later, handle)
 
 
@@ -215,14 +216,14 @@ def cancelling(case: Case, place: Place, patch: pytest.MonkeyPatch, log: Path) -
     job = place.job(SHORT if finished else LONG, case)
     first = place.client()
     handle = submitted(first, job)
-    wait_for(lambda: first.status(handle).state == "done") if finished else place.wait_training(first, handle)
+    wait_until(lambda: first.status(handle).state == "done") if finished else place.wait_training(first, handle)
     if case.fault in WITHOUT_A_FAULT:
         for _ in range(2):
             place.client().cancel(handle)
     else:
         first_client(case, place, patch, log, lambda launcher: launcher.cancel(handle))
     later = place.client()
-    wait_for(lambda: later.status(handle).state == case.finds)
+    wait_until(lambda: later.status(handle).state == case.finds)
     the_end(place, job, later, handle, case.finds if case.finds == "done" else "interrupted")
 
 
@@ -243,7 +244,7 @@ def fetching(case: Case, place: Place, patch: pytest.MonkeyPatch, log: Path) -> 
     job = place.job(SHORT, case)
     handle = submitted(place.client(), job)
     first = place.client()
-    wait_for(lambda: first.status(handle).state == "done")
+    wait_until(lambda: first.status(handle).state == "done")
     (Path(handle.data["machines"][0]["base"]) / "runs" / job.run_id / "model.safetensors").write_bytes(b"weights")
     first_client(case, place, patch, log, lambda launcher: launcher.fetch(handle, "all", print))
     later: Any = place.client()
@@ -301,12 +302,6 @@ def the_end(place: Place, job: Job, launcher: Launcher, handle: Handle, state: s
     launcher.cancel(handle)
     assert launcher.status(handle).state == state
     assert place.left(job) == []
-
-
-def wait_for(holds: Callable[[], bool]) -> None:
-    from tests.launch.conftest import wait_until
-
-    wait_until(holds, 60)
 
 
 # --- the page ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ import pytest
 from dtrain.errors import DtrainError, LauncherRefused
 from dtrain.launch.api import CanKill, Handle, Job, Launcher, Rendered, RunState, Status
 from dtrain.paths import RunPaths
-from tests.launch.conftest import is_training, left_over, wait_until
+from tests.launch.conftest import is_training, left_over
+from tests.waiting import wait_until
 
 NewJob = Callable[..., Job]
 LONG = 100_000

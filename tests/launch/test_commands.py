@@ -17,7 +17,8 @@ import pytest
 from dtrain.cli.main import main
 from dtrain.launch.process import environment, processes_of_run
 from dtrain.paths import RunPaths
-from tests.launch.conftest import Dtrain, is_training, left_over, wait_until
+from tests.launch.conftest import Dtrain, is_training, left_over
+from tests.waiting import wait_until
 
 LONG = {"STAND_IN_STEPS": "100000"}
 

@@ -18,10 +18,11 @@ from dtrain import assets
 from dtrain.launch import here
 from dtrain.launch.api import Handle, Job, Launcher
 from dtrain.paths import RunPaths
-from tests.launch.conftest import is_training, left_over, wait_until
+from tests.launch.conftest import is_training, left_over
 from tests.launch.fault_table import CASES, Case, Injected, cases_of, keep_the_promise, page
 from tests.launch.lives import supervisors
 from tests.ssh.hosts import full_disk
+from tests.waiting import wait_until
 
 
 def test_the_page_shows_the_table() -> None:

@@ -17,7 +17,7 @@ from dtrain.launch.process import (
     look,
     processes_of_run,
 )
-from tests.launch.conftest import wait_until
+from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize(("how", "code"), [("sys.exit(75)", 75), ("os.kill(os.getpid(), 9)", -9), ("pass", 0)])

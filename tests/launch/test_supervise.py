@@ -20,7 +20,8 @@ from dtrain.launch.ending import Ending
 from dtrain.launch.process import environment, processes_of_run
 from dtrain.launch.standing import Supervisor, folder_status
 from dtrain.paths import RunPaths
-from tests.launch.conftest import is_training, left_over, wait_until
+from tests.launch.conftest import is_training, left_over
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("stand_ins")
 MakeJob = Callable[..., Job]

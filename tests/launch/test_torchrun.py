@@ -12,8 +12,9 @@ import pytest
 from dtrain.launch import spec
 from dtrain.launch.process import processes_of_run
 from tests.launch import cli
-from tests.launch.conftest import is_training, left_over, wait_until
+from tests.launch.conftest import is_training, left_over
 from tests.launch.test_supervise import MakeJob, ended, pid_of_rank, submitted
+from tests.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ from dtrain_launchers.slurm import SlurmLauncher
 from dtrain.errors import BadInput
 from dtrain.launch.api import Job
 from dtrain.paths import RunPaths
-from tests.launch.conftest import wait_until
 from tests.slurm.cluster import Cluster, lacking, run
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
 PORT = 16821

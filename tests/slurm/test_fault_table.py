@@ -15,11 +15,12 @@ from dtrain_launchers.slurm_queue import Said, ThisMachine
 from dtrain.errors import RunFailed
 from dtrain.launch.api import Handle, Job, Launcher
 from dtrain.paths import RunPaths
-from tests.launch.conftest import is_training, left_over, wait_until
+from tests.launch.conftest import is_training, left_over
 from tests.launch.fault_table import Case, Injected, cases_of, keep_the_promise
 from tests.slurm.cluster import Cluster
 from tests.ssh.faults import faulty_tunnel
 from tests.ssh.hosts import full_disk
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
 HELD = {"extra": ["#SBATCH --hold"]}

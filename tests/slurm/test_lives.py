@@ -14,8 +14,9 @@ from dtrain.launch import spec
 from dtrain.launch.api import Handle, Job
 from dtrain.launch.ending import last_checkpoint
 from dtrain.paths import RunPaths
-from tests.launch.conftest import is_training, left_over, wait_until
+from tests.launch.conftest import is_training, left_over
 from tests.slurm.cluster import Cluster
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
 Start = Callable[..., "Life"]

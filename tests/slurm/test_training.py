@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from dtrain.paths import RunPaths
-from tests.e2e.cli import Place, metrics, reached, wait_until
+from tests.e2e.cli import Place, metrics, reached
 from tests.e2e.conftest import make_place  # noqa: F401
 from tests.launch.conftest import left_over
 from tests.slurm.cluster import Cluster
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
 STEPS = 60

@@ -16,9 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from dtrain.paths import RunPaths
-from tests.e2e.cli import Place, wait_until
+from tests.e2e.cli import Place
 from tests.e2e.conftest import make_place_in
 from tests.soak.kills import trajectory
+from tests.waiting import wait_until
 
 STEPS = 60
 LAUNCH = (

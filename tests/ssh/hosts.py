@@ -9,11 +9,12 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.waiting import wait_until
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 CONFIG = """\
@@ -109,42 +110,54 @@ class Host:
         )
         log = (self.folder / "sshd.log").open("ab")
         if self.namespace and self.init is None:
-            inside = ["ip", "netns", "exec", self.namespace]
-            unshared = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts"]
-            name = f"hostname {self.namespace}; exec sleep infinity"
-            self.init = subprocess.Popen([*inside, *unshared, "sh", "-c", name], stdin=-3)
-            time.sleep(0.3)
-        inside = ["nsenter", "-t", str(self._first_process()), "-p", "-m", "-n", "-u"] if self.init else []
-        self.server = subprocess.Popen([*inside, SSHD, "-D", "-e", "-f", str(config)], stderr=log, stdin=-3)
+            self._switch_on(self.namespace)
+        self.server = subprocess.Popen([*self._inside(), SSHD, "-D", "-e", "-f", str(config)], stderr=log, stdin=-3)
         log.close()
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection((self.address, self.port), timeout=1).close()
-                return
-            except OSError:
-                assert time.monotonic() < deadline, (self.folder / "sshd.log").read_text()
-                time.sleep(0.05)
+        wait_until(self._answers)
 
-    def _first_process(self) -> int:
+    def _answers(self) -> bool:
+        assert self.server is None or self.server.poll() is None, (self.folder / "sshd.log").read_text()
+        with suppress(OSError):
+            socket.create_connection((self.address, self.port), timeout=1).close()
+            return True
+        return False
+
+    def _switch_on(self, namespace: str) -> None:
+        """The host's first process, which sleeps once the host has its own name, process list and file systems."""
+        unshared = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts"]
+        name = f"hostname {namespace}; exec sleep infinity"
+        self.init = subprocess.Popen(["ip", "netns", "exec", namespace, *unshared, "sh", "-c", name], stdin=-3)
+        wait_until(lambda: self.init is None or self.init.poll() is not None or self._first_process())
+        assert self._first_process(), f"{namespace} did not come up"
+
+    def _first_process(self) -> str:
+        """Its pid; empty while it does not sleep yet."""
         assert self.init is not None
-        return int(subprocess.check_output(["pgrep", "-P", str(self.init.pid)]).split()[0])
+        found = subprocess.run(["pgrep", "-P", str(self.init.pid), "-x", "sleep"], capture_output=True, text=True)
+        return found.stdout.strip()
+
+    def _inside(self) -> list[str]:
+        """What runs a command on the host."""
+        return ["nsenter", "-t", self._first_process(), "-p", "-m", "-n", "-u"] if self.init else []
 
     def power_off(self) -> None:
         """Every process of the host is gone at once."""
-        self.down()
         if self.init is not None:
             subprocess.run(["pkill", "-KILL", "-P", str(self.init.pid)], check=False)  # its first process
-            self.init.wait()
+            self.init.wait()  # until all others went with it
             self.init = None
+        self.down()
 
     def down(self) -> None:
         """End sshd and the sessions it has open; what was started detached lives on."""
-        if self.server is not None:
-            subprocess.run(["pkill", "-KILL", "-P", str(self.server.pid)], check=False)
-            self.server.kill()
-            self.server.wait()
-            self.server = None
+        if self.server is None:
+            return
+        if self.init is not None:
+            subprocess.run([*self._inside(), "pkill", "-KILL", "-x", "sshd"], check=False)
+        subprocess.run(["pkill", "-KILL", "-P", str(self.server.pid)], check=False)
+        self.server.kill()
+        self.server.wait()
+        self.server = None
 
     def cut(self) -> None:
         ip("link", "set", self.link, "down")

@@ -15,8 +15,9 @@ from dtrain_launchers.ssh import SshLauncher
 
 from dtrain.launch.api import Job
 from dtrain.launch.tunnel import known_hosts
-from tests.launch.conftest import left_over, wait_until
+from tests.launch.conftest import left_over
 from tests.ssh.hosts import Host
+from tests.waiting import wait_until
 
 
 class Elsewhere:

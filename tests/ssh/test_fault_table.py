@@ -14,11 +14,12 @@ from dtrain_launchers.ssh import SshLauncher
 from dtrain.launch import far
 from dtrain.launch.api import Handle, Job, Launcher
 from dtrain.paths import RunPaths
-from tests.launch.conftest import is_training, left_over, wait_until
+from tests.launch.conftest import is_training, left_over
 from tests.launch.fault_table import Case, Injected, cases_of, keep_the_promise
 from tests.launch.lives import supervisors
 from tests.ssh.faults import faulty_tunnel
 from tests.ssh.hosts import Host
+from tests.waiting import wait_until
 
 TOGETHER = ("meeting", "link", "reach")
 """What is only asked of several machines."""

@@ -20,9 +20,10 @@ from dtrain.launch.ending import put_aside
 from dtrain.launch.process import every_process, processes_of_run
 from dtrain.launch.tunnel import known_hosts
 from dtrain.paths import RunPaths
-from tests.launch.conftest import is_training, left_over, wait_until
+from tests.launch.conftest import is_training, left_over
 from tests.launch.lives import read, supervisors
 from tests.ssh.hosts import Host
+from tests.waiting import wait_until
 
 NewJob = Callable[..., Job]
 LONG = 100_000
