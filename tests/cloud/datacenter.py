@@ -29,7 +29,10 @@ MaxStartups 100
 """
 METADATA = Path(__file__).with_name("metadata.py")
 SHUTDOWN = '#!/bin/sh\necho "$@" >> {folder}/shutdown.said\ntouch {folder}/off\nsleep 60\n'
-SYSTEMCTL = "#!/bin/sh\n[ \"$*\" = 'restart ssh' ] || exit 1\npkill -x sshd; exec {sshd}\n"
+SYSTEMCTL = (
+    "#!/bin/sh\n[ \"$*\" = 'restart ssh' ] || exit 1\nwhile pkill -r DRST -x sshd; do sleep 0.02; done; exec {sshd}\n"
+)
+"""The old one is gone before the new one listens, as with systemd: sshd is in the background before it finds its port taken."""
 BOOT = """\
 mount --bind {folder}/root /root/.ssh && mount --bind {folder}/ssh /etc/ssh && mount --bind {folder}/opt /opt
 [ -e {folder}/tiny ] && mount -t tmpfs -o size=2m none /opt
@@ -91,7 +94,7 @@ class Datacenter:
         self.boot_seconds = 0.0
         self.tiny_disks = 0
         """So many of the next machines have a disk of 2 MiB."""
-        self._count = 0
+        self._count = self._booted = 0
         self._lock = threading.RLock()
         number = os.getpid()
         self.bridge = f"dcl{number}"[:12]
@@ -118,7 +121,8 @@ class Datacenter:
 
     def boot(self, machine_id: str, address: str, user_data: str) -> Machine:
         with self._lock:
-            number = len(self.machines)
+            self._booted += 1
+            number = self._booted
         folder = self.folder / f"m{number}"
         for name in ("root", "ssh/sshd_config.d", "opt", "bin"):
             (folder / name).mkdir(parents=True)
