@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.config.deepspeed_file import mismatches, pins, said_in
-from dtrain.config.find import find_file
+from dtrain.config.find import find_file, read_small
 from dtrain.config.origins import Origin
 from dtrain.config.schema import Config
 from dtrain.config.tree import Node, error_at, grown, read
@@ -144,7 +144,7 @@ def _document(said: Node, path: Path | None) -> Node:
         fix = "ds_configs/zero3.json ships with dtrain, as do zero0, zero1, zero2, zero2_offload, zero3_offload"
         raise error_at(said.origin, "deepspeed", "no such file", value=said.value, fix=fix)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_small(path, "deepspeed").decode("utf-8")
         json.loads(text)
     except json.JSONDecodeError as error:
         raise BadInput(f"not JSON: {error.msg}", file=str(path), line=error.lineno, key="deepspeed") from None

@@ -13,6 +13,8 @@ DATA_ENDINGS = {
     ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow",
 }  # fmt: skip
 """File ending → what it holds; `.gz` and `.zst` after it are read through `datasets`."""
+MAX_FILE_BYTES = 1_000_000
+"""A config is a few kB; what is larger is some other file given by mistake."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -27,6 +29,15 @@ def find_file(said: str, config_file: Path | None) -> Path | None:
         return None if relative.is_absolute() else assets.shipped(said)
     except (OSError, ValueError, RuntimeError):  # a name that no file can have; a home that is not there
         return None
+
+
+def read_small(path: Path, key: str | None = None) -> bytes:
+    """A config file's bytes. BadInput for one that is too large, or never ends (/dev/zero); OSError."""
+    with path.open("rb") as stream:
+        content = stream.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise BadInput("too large for a config", file=str(path), key=key, allowed=f"{MAX_FILE_BYTES:,} bytes")
+    return content
 
 
 def refuse_missing_file(said: str, config_dir: Path | None, key: str) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from dtrain import assets
 from dtrain.config import axolotl, deepspeed_read, rules
-from dtrain.config.find import find_file
+from dtrain.config.find import find_file, read_small
 from dtrain.config.origins import KeyPath, Loaded, Origin, dotted
 from dtrain.config.schema import Config
 from dtrain.config.tree import Dumper, Node, error_at, read
@@ -21,9 +21,6 @@ from dtrain.config.validate import MISSING, did_you_mean, validated, without_nul
 from dtrain.errors import BadInput, BadInputs
 
 __all__ = ["Loaded", "Origin", "dump", "find_file", "load", "loads"]
-
-MAX_FILE_BYTES = 1_000_000
-"""A config is a few kB; what is larger is some other file given by mistake."""
 
 
 def load(path: Path | str, sets: Sequence[str] = ()) -> Loaded:
@@ -95,9 +92,9 @@ def text_of(path: Path) -> str:
     try:
         if path.is_dir():
             raise BadInputs([_is_a_folder(path)])
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise BadInputs([BadInput("too large for a config", file=str(path), allowed=f"{MAX_FILE_BYTES:,} bytes")])
-        return path.read_bytes().decode("utf-8-sig")
+        return read_small(path).decode("utf-8-sig")
+    except BadInput as error:
+        raise (error if isinstance(error, BadInputs) else BadInputs([error])) from None
     except FileNotFoundError:
         raise BadInputs([_no_such_file(path)]) from None
     except UnicodeDecodeError as error:

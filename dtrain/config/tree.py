@@ -5,6 +5,7 @@ Scalars follow YAML 1.2 (`2e-5` is a number, `on` is text), so a value means wha
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -179,9 +180,10 @@ class _Grower:
     def scalar(self, found: yaml.Node, path: KeyPath) -> Any:
         kind = self.check_tag(found, path, "str", "int", "float", "bool", "null", "merge")
         try:
-            return _READ[kind](found.value)
+            value = _READ[kind](found.value)
         except (ValueError, KeyError):  # `!!int x`, or more digits than Python converts
             return found.value
+        return value if kind != "float" or math.isfinite(value) else found.value  # JSON has no infinity
 
     def mapping(self, found: yaml.MappingNode, path: KeyPath) -> dict[str, Node]:
         own: dict[str, Node] = {}

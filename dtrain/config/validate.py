@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -126,7 +127,8 @@ def _as_int(node: Node) -> Any:
 
 def _as_float(node: Node) -> Any:
     text = node.value if isinstance(node.value, str) else ""
-    return float(text) if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?", text) else None
+    value = float(text) if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?", text) else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _as_bool(node: Node) -> Any:

@@ -140,12 +140,25 @@ def _estimated(
     the first one leads to, and on all layouts only if it is faster or smaller there."""
     usual, *others = space.attention
     seen = [estimate(one) for one in layouts(loaded, space, sizes, usual)]
+    if not seen:
+        raise _nothing_to_offload_at(loaded, space)
     best = best_of(seen)
     for attention in others:
         rival = estimate(replace(best.choice, attention=attention))
         better = rival.memory.peak < best.memory.peak or rival.seconds_per_sample < best.seconds_per_sample
         seen += [estimate(one) for one in layouts(loaded, space, sizes, attention)] if better else [rival]
     return seen
+
+
+def _nothing_to_offload_at(loaded: Loaded, space: Space) -> BadInput:
+    """What was asked to be offloaded, at stages that have nothing of it to offload: all that `layouts` leaves out."""
+    key, least = ("offload_params", 3) if space.offload_params[0] != "none" else ("offload_optimizer", 1)
+    origin = loaded.origin(key)
+    stages = ", ".join(map(str, space.zero_stages))
+    return BadInput(
+        f"needs ZeRO stage {least} or more, and the rest of the file leaves stage {stages}",
+        file=origin.file, line=origin.line, key=key, value=getattr(loaded.config, key), fix=f"{key}: none",
+    )  # fmt: skip
 
 
 def _shared_rows(loaded: Loaded, profile: Profile, space: Space, first: Batches) -> Iterator[Batches]:

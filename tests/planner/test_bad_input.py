@@ -157,3 +157,16 @@ def test_memory_grows_with_parameters_window_and_micro_batch(layers: int, window
     assert peak(layers + 1, window, micro) > least
     assert peak(layers, window + 64, micro) > least
     assert peak(layers, window, micro + 1) > least
+
+
+@pytest.mark.parametrize(
+    ("lines", "key"),
+    [
+        (("adapter: qlora", "load_in_4bit: true", "offload_params: cpu"), "offload_params"),
+        (("plan_as: {sharding: ddp}", "offload_optimizer: cpu"), "offload_optimizer"),
+    ],
+)
+def test_what_no_stage_can_offload(lines: tuple[str, ...], key: str) -> None:
+    with pytest.raises(BadInput) as error:
+        plan(*lines)
+    assert told(error).key == key
