@@ -25,9 +25,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dtrain.files import sync_file
 from dtrain.paths import RunPaths
-from dtrain.train import checkpoint
+from dtrain.train import checkpoint, restore
 from dtrain.train import ranks as ranks_of
 from dtrain.train.loop import Progress
+from dtrain.train.partitions import take_over
 from dtrain.train.saver import Saver
 
 BLOCK = bytes(16 * 2**20)
@@ -117,13 +118,8 @@ def one_round(bench: Bench, folder: Path, engine: Any, saver: Saver, number: int
         forget_cached(place)
     bench.time("disk read", lambda: read_raw(raw / f"{ranks.rank}"))
 
-    found: list[checkpoint.Checkpoint | None] = []
-    bench.time("dtrain checksums", lambda: found.append(checkpoint.newest_good(saver.paths, ranks)[0]))
-    newest = found[0]
-    assert newest is not None
-    bench.time("dtrain states put back", lambda: checkpoint.load(saver.states, newest, ranks))
-    whole = bench.seconds["dtrain checksums"][-1] + bench.seconds["dtrain states put back"][-1]
-    bench.seconds.setdefault("dtrain load, checksums read", []).append(whole)
+    bench.time("dtrain load", lambda: restore.newest(saver.states, saver.paths, ranks))
+    bench.time("dtrain load, the exchange of weights in it", lambda: take_over(saver.states.optimizer))
     forget_cached(theirs)
     bench.time("deepspeed load", lambda: engine.load_checkpoint(str(theirs), tag="one"))
 

@@ -16,7 +16,17 @@ from dtrain.planner.choice import Choice
 from dtrain.planner.deepspeed_values import auto_values
 from dtrain.planner.setup import ZeroBuckets
 from dtrain.track import jsonl
-from dtrain.train import attention_choice, checkpoint, engine, fused_loss, generate, optimizers, same_run, tiled_mlp
+from dtrain.train import (
+    attention_choice,
+    checkpoint,
+    engine,
+    fused_loss,
+    generate,
+    optimizers,
+    restore,
+    same_run,
+    tiled_mlp,
+)
 from dtrain.train.loop import Progress, Training
 from dtrain.train.loss import LossModel, share_head_with_zero3
 from dtrain.train.lr import LearningRate, warmup_steps
@@ -139,16 +149,17 @@ def learning_rate(config: Config, steps: int) -> LearningRate:
 
 
 def resume(rank: Rank, states: checkpoint.States) -> Progress:
-    """Where the newest good checkpoint stands, or the beginning."""
-    newest, damaged = checkpoint.newest_good(rank.paths, rank.ranks)
+    """Where the newest good checkpoint stands, with its states in place; or the beginning."""
+    code = same_run.code_of(states.model)
+    newest, damaged = restore.newest(
+        states, rank.paths, rank.ranks, lambda found: same_run.refuse_other(rank.config, rank.choice, found, code)
+    )
     for line in damaged:
         rank.say(f"checkpoint passed over: {line}")
     if newest is None:
         if rank.ranks.is_first:
             jsonl.forget_after(rank.paths.metrics, 0)
         return Progress()
-    same_run.refuse_other(rank.config, rank.choice, newest, same_run.code_of(states.model))
-    checkpoint.load(states, newest, rank.ranks)
     if rank.ranks.is_first:
         jsonl.forget_after(rank.paths.metrics, newest.step)
     rank.say(f"going on after step {newest.step}")

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dtrain.files import read_json, sync_folder, write_json
 from dtrain.paths import RunPaths
-from dtrain.train import state_files
+from dtrain.train.leaves import LeafReader
 from dtrain.train.loop import Progress
-from dtrain.train.optimizers import page_again
-from dtrain.train.partitions import partitions, take_over
-from dtrain.train.ranks import Ranks
 
 MANIFEST = "manifest.json"
+SEAL = "sha256"
+"""Of a manifest, over the rest of it; manifests of schema_version 1 have none."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,8 @@ class Checkpoint:
     schedule: Mapping[str, Any]
     """What decided which rows each step saw; empty where an older dtrain wrote it."""
     versions: Mapping[str, Any]
+    leaves_sha256: Mapping[str, str | None]
+    """Of each file by its name; None where an older dtrain hashed it as a whole."""
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,15 @@ def remove(folder: Path) -> None:
 def complete(final: Path, manifest: Mapping[str, Any]) -> None:
     """All parts are written and synced: the manifest, then the rename that makes them a checkpoint."""
     part = part_of(final)
-    write_json(part / MANIFEST, manifest)
+    write_json(part / MANIFEST, sealed(manifest))
     remove(final)  # the same step again, after a rollback or over a damaged one
     part.rename(final)
     sync_folder(final.parent)
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)  # the disk reads while we hash
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {name: value for name, value in manifest.items() if name != SEAL}
+    return {**rest, SEAL: hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
 def forget_old(paths: RunPaths, newest: int, best: int | None, keep: Keep) -> None:
@@ -134,67 +132,86 @@ def step_of(folder: Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def newest_good(paths: RunPaths, ranks: Ranks | None = None) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint whose every file is there and unchanged, and a line for each damaged one passed over.
-
-    With `ranks` each of them reads its share of the files, and all come to the same answer.
-    """
+def newest_good(paths: RunPaths) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose every file is there and unchanged, and a line for each damaged one passed over."""
     damaged: list[str] = []
-    folders = sorted(paths.checkpoints.glob("step-*"), key=step_of, reverse=True)
-    if ranks is not None and len(set(map(tuple, ranks.gather([folder.name for folder in folders])))) > 1:
-        raise RuntimeError("ranks see different checkpoints: is the run's folder shared by all nodes?")
-    for folder in folders:
-        problem = what_is_wrong(folder) if ranks is None else _wrong_for_any(folder, ranks)
+    for folder in newest_first(paths):
+        problem = what_is_wrong(folder)
         if problem is None:
-            return _read(folder), damaged
+            return read(folder), damaged
         damaged.append(f"{folder.name}: {problem}")
     return None, damaged
 
 
-def _wrong_for_any(folder: Path, ranks: Ranks) -> str | None:
-    told = ranks.gather(what_is_wrong(folder, ranks.rank, ranks.world))
-    return next((problem for problem in told if problem is not None), None)
+def newest_first(paths: RunPaths) -> list[Path]:
+    """What has a checkpoint's name."""
+    return sorted(paths.checkpoints.glob("step-*"), key=step_of, reverse=True)
 
 
 def at_step(paths: RunPaths, step: int) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint of one step if it is good, else what is wrong with it."""
     folder = paths.checkpoint(step)
     problem = what_is_wrong(folder)
-    return (_read(folder), []) if problem is None else (None, [f"{folder.name}: {problem}"])
+    return (read(folder), []) if problem is None else (None, [f"{folder.name}: {problem}"])
 
 
-def _read(folder: Path) -> Checkpoint:
+def read(folder: Path) -> Checkpoint:
+    """Of a manifest in which nothing is wrong."""
     manifest = read_json(folder / MANIFEST)
     return Checkpoint(
         folder, manifest["step"], Progress(**manifest["progress"]), manifest["world"], manifest["zero_stage"],
         manifest.get("wandb_run_id"), dict(manifest.get("schedule") or {}), dict(manifest.get("versions") or {}),
+        {name: about.get("leaves_sha256") for name, about in manifest["files"].items()},
     )  # fmt: skip
 
 
 def what_is_wrong(folder: Path, share: int = 0, shares: int = 1) -> str | None:
     """Why a checkpoint cannot be used, or None. With `shares` only every so-many-th file is read."""
+    return wrong_on_the_face(folder) or _wrong_inside(folder, share, shares)
+
+
+def wrong_on_the_face(folder: Path) -> str | None:
+    """The same as far as the manifest and the files' sizes tell."""
     try:
         manifest = read_json(folder / MANIFEST)
-        files: Mapping[str, Mapping[str, Any]] = manifest["files"]
+        if manifest["schema_version"] != 1 and manifest != sealed(manifest):
+            return "its manifest is damaged"
         Progress(**manifest["progress"])
         dict(manifest.get("schedule") or {}), dict(manifest.get("versions") or {})
-        for name, about in sorted(files.items())[share::shares]:
+        for name, about in sorted(manifest["files"].items()):
             path = (folder / name).resolve()
             if not path.is_relative_to(folder.resolve()):
                 return f"{name} lies outside the checkpoint"
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != about["bytes"] or sha256(path) != about["sha256"]:
+            if path.stat().st_size != about["bytes"]:
                 return f"{name} is damaged"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its manifest cannot be read ({type(error).__name__}: {error})"
+    except _UNREADABLE as error:
+        return _unreadable(error)
     return None
 
 
-def load(states: States, checkpoint: Checkpoint, ranks: Ranks) -> None:
-    """Put a checkpoint's states into a fresh engine, whatever number of ranks and ZeRO stage wrote them."""
-    with torch.no_grad():
-        state_files.read(checkpoint.folder, partitions(states.model, states.optimizer))
-        take_over(states.optimizer)
-        page_again(states.optimizer)
-    states.set_scaler_numbers(state_files.extra_of(checkpoint.folder, ranks.rank)["scaler"])
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+def _unreadable(error: BaseException) -> str:
+    return f"its manifest cannot be read ({type(error).__name__}: {error})"
+
+
+def _wrong_inside(folder: Path, share: int, shares: int) -> str | None:
+    try:
+        files: Mapping[str, Mapping[str, Any]] = read_json(folder / MANIFEST)["files"]
+        with closing(LeafReader()) as reader:
+            for name, about in sorted(files.items())[share::shares]:
+                if not _is_as_written(reader, folder / name, about):
+                    return f"{name} is damaged"
+    except _UNREADABLE as error:
+        return _unreadable(error)
+    return None
+
+
+def _is_as_written(reader: LeafReader, path: Path, about: Mapping[str, Any]) -> bool:
+    if "leaves_sha256" in about:
+        return bool(reader.digest(path) == about["leaves_sha256"])
+    with path.open("rb") as stream:  # as dtrain wrote it before files were hashed in leaves
+        return bool(hashlib.file_digest(stream, "sha256").hexdigest() == about["sha256"])

@@ -88,7 +88,7 @@ class Stored:
 def stored_in(folder: Path) -> list[Stored]:
     """Every partition of every rank's file."""
     with told_as_damage(folder):
-        return [stored for file in sorted(folder.glob("rank-*.safetensors")) for stored in _stored(file)]
+        return [stored for file in sorted(folder.glob("rank-*.safetensors")) for stored in partitions_in(file)]
 
 
 @contextmanager
@@ -105,7 +105,8 @@ def told_as_damage(folder: Path) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
-def _stored(file: Path) -> Iterator[Stored]:
+def partitions_in(file: Path) -> Iterator[Stored]:
+    """As its layout tells; whatever a file that we did not write may raise."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as handle:
@@ -163,7 +164,7 @@ def _fill_whole(partition: Partition, stored: Stored) -> None:
     with safe_open(stored.file, framework="pt") as handle:
         for kind in stored.kinds:
             _put(partition, kind, handle.get_tensor(f"{stored.index}.{kind}"))
-    _put_scalars(partition, stored)
+    put_scalars(partition, stored)
 
 
 def _put(partition: Partition, kind: str, tensor: Tensor) -> None:
@@ -175,7 +176,8 @@ def _put(partition: Partition, kind: str, tensor: Tensor) -> None:
     partition.states[kind] = tensor.reshape(shape).to(partition.master.device, copy=True)
 
 
-def _put_scalars(partition: Partition, stored: Stored) -> None:
+def put_scalars(partition: Partition, stored: Stored) -> None:
+    """States that are one number each, and lie in the layout."""
     for kind, told in stored.scalars.items():
         partition.states[kind] = _rebuilt(told, partition.master.device)
 
@@ -202,7 +204,7 @@ def _fill_by_pieces(partition: Partition, stored: Sequence[Stored], folder: Path
                     books |= {} if book is None else {kind: book}
             missing -= last - first
             if not partition.states.keys() >= one.scalars.keys():
-                _put_scalars(partition, one)
+                put_scalars(partition, one)
         if missing:
             raise RunFailed(
                 f"the checkpoint lacks {missing} elements of {wanted.name}",

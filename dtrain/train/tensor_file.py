@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import mmap
 import os
@@ -17,15 +16,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dtrain.train.leaves import LeafHasher
+
 CHUNK_BYTES = 16 * 2**20
 """Written at a time: large enough that Python's own time does not count, small enough to hash beside."""
 
-CHUNKS_BEHIND = 8
+BEHIND_BYTES = 8 * CHUNK_BYTES
 """How far hashing may lag behind writing: a device's tensors that were not copied are on the host for so long."""
+HASHING_THREADS = 2
+"""Beside training, which needs the cores: together they hash faster than a usual disk writes."""
 
 DIRECT_FROM_BYTES = 4 * CHUNK_BYTES
 """Smaller files go through the page cache."""
@@ -38,6 +42,7 @@ _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+_OF_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -60,26 +65,28 @@ class Content:
 
 @dataclass(frozen=True)
 class Written:
+    """As a manifest tells of a file."""
+
     bytes: int
-    sha256: str
+    leaves_sha256: str
+    """As `dtrain.train.leaves` makes it."""
 
 
 def write(path: Path, content: Content) -> Written:
     """Write and fsync. OSError when the disk does not take it; what was written of the file is left for the caller."""
     # widest first, as safetensors does: every tensor is aligned to its own element
     ordered = sorted(content.tensors.items(), key=lambda item: -item[1].element_size())
-    digest = hashlib.sha256()
     size = 0
-    behind: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(1, "sha256") as beside, closing(_sink(path, content.bytes)) as sink:
+    with ThreadPoolExecutor(HASHING_THREADS, "sha256") as beside, closing(_sink(path, content.bytes)) as sink:
+        hasher = LeafHasher(beside)  # hashing and writing both let go of the interpreter
         for chunk in _chunks(_header(ordered, content.metadata), ordered):
-            behind.append(beside.submit(digest.update, chunk))  # hashing and writing both let go of the interpreter
+            hasher.add(chunk)
             sink.write(chunk)
             size += len(chunk)
-            if len(behind) > CHUNKS_BEHIND and content.is_on_device:
-                behind.popleft().result()
+            if content.is_on_device:
+                hasher.wait_until_behind(BEHIND_BYTES)
         sink.sync()
-    return Written(size, digest.hexdigest())
+        return Written(size, hasher.digest())
 
 
 def _sink(path: Path, size: int) -> Buffered | Direct:
@@ -174,6 +181,32 @@ def _header(ordered: list[tuple[str, Tensor]], metadata: Mapping[str, str]) -> b
     text = json.dumps(told, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where a file holds a tensor."""
+
+    begin: int
+    end: int
+    """Bytes from the file's beginning."""
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def extents(path: Path) -> dict[str, Extent]:
+    """Of every tensor, by the file's header. ValueError, KeyError or TypeError for one that is no such file."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError(f"a header of {length} bytes is longer than the file")
+        told: dict[str, Any] = json.loads(stream.read(length))
+    return {name: _extent(about, 8 + length) for name, about in told.items() if name != "__metadata__"}
+
+
+def _extent(about: dict[str, Any], data_begins: int) -> Extent:
+    begin, end = about["data_offsets"]
+    return Extent(data_begins + begin, data_begins + end, _OF_NAME[about["dtype"]], tuple(about["shape"]))
 
 
 def _chunks(header: bytes, ordered: list[tuple[str, Tensor]]) -> Iterator[memoryview]:

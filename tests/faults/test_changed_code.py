@@ -40,9 +40,11 @@ def test_other_versions_are_refused_until_forced(tmp_path: Path) -> None:
 
 def _unfinished(manifest: Path, last: Path, exit_json: Path) -> None:
     """As if the run had failed after its first checkpoint, which another transformers wrote."""
+    from dtrain.train.checkpoint import sealed
+
     told = json.loads(manifest.read_text())
     told["versions"]["transformers"] = "1.2.3"
-    manifest.write_text(json.dumps(told))
+    manifest.write_text(json.dumps(sealed(told)))
     last.rename(last.with_name(".gone"))
     ending = json.loads(exit_json.read_text())
     exit_json.write_text(json.dumps(ending | {"code": 1, "reason": "the test said so"}))

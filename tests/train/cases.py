@@ -26,7 +26,7 @@ from dtrain.errors import BadInput
 from dtrain.paths import RunPaths
 from dtrain.planner.choice import Choice
 from dtrain.planner.setup import ZeroBuckets
-from dtrain.train import attention, checkpoint, engine, export, optimizers, tiled_mlp
+from dtrain.train import attention, checkpoint, engine, export, optimizers, restore, tiled_mlp
 from dtrain.train import ranks as ranks_of
 from dtrain.train.loop import Progress, Training, train
 from dtrain.train.loss import LossModel, share_head_with_zero3
@@ -219,9 +219,8 @@ def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
         Progress(),
     )
     if case.load:
-        found, _ = checkpoint.newest_good(paths)
+        found, _ = restore.newest(states, paths, ranks)
         assert found is not None
-        checkpoint.load(states, found, ranks)
         progress = found.progress
     assert decide_layout(loss_model, with_engine, config, ranks.device, DTYPES[case.precision], shard) == "flat"
     lines: list[dict[str, Any]] = []

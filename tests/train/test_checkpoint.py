@@ -168,11 +168,11 @@ def test_a_damaged_file_is_noticed_and_the_checkpoint_before_is_taken(saved: dic
 
 
 def test_a_path_in_a_manifest_cannot_leave_the_folder(saved: dict[str, Any], tmp_path: Path) -> None:
-    from dtrain.train.checkpoint import what_is_wrong
+    from dtrain.train.checkpoint import sealed, what_is_wrong
 
     copy = tmp_path / "step-3"
     shutil.copytree(RunPaths(Path(saved["2 fp32"]["folder"])).checkpoint(3), copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["files"]["../secret"] = {"bytes": 1, "sha256": "0"}
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "manifest.json").write_text(json.dumps(sealed(manifest)))
     assert what_is_wrong(copy) == "../secret lies outside the checkpoint"

@@ -6,7 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,16 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("deepspeed")
 
+from dtrain.errors import RunFailed  # noqa: E402
 from dtrain.paths import RunPaths  # noqa: E402
 from dtrain.track.jsonl import Journal, read  # noqa: E402
-from dtrain.train import checkpoint, saver, tensor_file  # noqa: E402
+from dtrain.train import checkpoint, restore, saver, tensor_file  # noqa: E402
 from dtrain.train.checkpoint import Keep, States, newest_good  # noqa: E402
+from dtrain.train.leaves import LEAF_BYTES, LeafReader  # noqa: E402
 from dtrain.train.loop import Progress  # noqa: E402
 from dtrain.train.ranks import Ranks  # noqa: E402
 from dtrain.train.saver import Saver  # noqa: E402
+from dtrain.train.tensor_file import extents  # noqa: E402
 
 
 @pytest.mark.parametrize("past_the_cache", [False, True, "not here"])
@@ -41,7 +46,12 @@ def test_the_file_is_safetensors_and_its_hash_is_right(
         monkeypatch.setattr(tensor_file, "ALIGNED_BYTES", 1)  # the last block is then no multiple of the device's own
     told = tensor_file.write(tmp_path / "x.safetensors", tensor_file.Content(tensors, {"layout": "[]"}))
     content = (tmp_path / "x.safetensors").read_bytes()
-    assert told == tensor_file.Written(len(content), hashlib.sha256(content).hexdigest())
+    leaves = [content[at : at + LEAF_BYTES] for at in range(0, len(content), LEAF_BYTES)]
+    assert len(leaves) == 3
+    digest = hashlib.sha256(b"".join(hashlib.sha256(leaf).digest() for leaf in leaves)).hexdigest()
+    assert told == tensor_file.Written(len(content), digest)
+    with closing(LeafReader(threads=2)) as reader:
+        assert reader.digest(tmp_path / "x.safetensors") == digest
     loaded = load_file(tmp_path / "x.safetensors")
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
@@ -146,3 +156,62 @@ def test_lines_that_a_full_disk_did_not_take_are_written_later(tmp_path: Path, m
     journal.add({"step": 4})
     assert [line["step"] for line in read(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
     assert len(words) == 2
+
+
+def two_saved(folder: Path) -> tuple[Saver, torch.Tensor]:
+    """Checkpoints of steps 1 and 2, and the weights of the first."""
+    one, model, _ = a_saver(folder)
+    one.save(Progress(step=1))
+    one.wait()
+    first = model.weight.detach().clone()
+    model.weight.data.mul_(2)
+    one.save(Progress(step=2))
+    one.wait()
+    model.weight.data.zero_()
+    return one, first
+
+
+@pytest.mark.parametrize("where", ["header", "master", "states"])
+def test_what_a_damaged_file_put_in_place_is_replaced_by_the_checkpoint_before(tmp_path: Path, where: str) -> None:
+    one, first = two_saved(tmp_path)
+    file = one.paths.checkpoint(2) / "rank-0.safetensors"
+    at = {"header": 20, "master": extents(file)["0.master"].begin + 5, "states": file.stat().st_size - 5}[where]
+    content = bytearray(file.read_bytes())
+    content[at] ^= 0x10
+    file.write_bytes(content)
+    found, damaged = restore.newest(one.states, one.paths, one.ranks)
+    assert (found.step if found else None) == 1
+    assert damaged == ["step-2: rank-0.safetensors is damaged"]
+    assert torch.equal(one.states.model.weight, first)
+    moment = one.states.optimizer.state[one.states.model.weight]["exp_avg"]
+    from safetensors.torch import load_file
+
+    kept = load_file(one.paths.checkpoint(1) / "rank-0.safetensors")
+    assert torch.equal(moment.flatten(), kept["0.exp_avg"])
+
+
+def test_damaged_checkpoints_alone_are_no_reason_to_begin_at_0(tmp_path: Path) -> None:
+    one, _ = two_saved(tmp_path)
+    for step in (1, 2):
+        (one.paths.checkpoint(step) / "manifest.json").write_text("{}")
+    with pytest.raises(RunFailed, match=r"every checkpoint is damaged: step-2: .*; step-1: "):
+        restore.newest(one.states, one.paths, one.ranks)
+
+
+def test_a_manifest_of_whole_files_hashed_at_once_is_still_read(tmp_path: Path) -> None:
+    """As dtrain wrote them at schema_version 1."""
+    one, first = two_saved(tmp_path)
+    folder = one.paths.checkpoint(1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sha256"]
+    digest = hashlib.sha256((folder / "rank-0.safetensors").read_bytes()).hexdigest()
+    size = (folder / "rank-0.safetensors").stat().st_size
+    manifest |= {"schema_version": 1, "files": {"rank-0.safetensors": {"bytes": size, "sha256": digest}}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(one.paths.checkpoint(2))
+    found, damaged = restore.newest(one.states, one.paths, one.ranks)
+    assert (found.step if found else None, damaged) == (1, [])
+    assert torch.equal(one.states.model.weight, first)
+    manifest["files"]["rank-0.safetensors"]["sha256"] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert newest_good(one.paths) == (None, ["step-1: rank-0.safetensors is damaged"])

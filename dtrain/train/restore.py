@@ -1,0 +1,98 @@
+"""Going on from the newest good checkpoint: its states into a fresh engine, whatever ranks and ZeRO stage wrote it.
+
+    same cut       each rank reads its own file once: hashed and put in its place at the same time, and while the
+                   optimizer's states are still read, the ranks already exchange the weights
+    another cut    every rank verifies a share of the files, then reads the pieces it needs
+
+A damaged file is noticed when its states are in place already: those of the checkpoint before it then replace them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from dtrain.errors import RunFailed
+from dtrain.paths import RunPaths
+from dtrain.train import checkpoint, state_files
+from dtrain.train.checkpoint import Checkpoint, States
+from dtrain.train.optimizers import page_again
+from dtrain.train.own_file import Filling, OwnFile
+from dtrain.train.partitions import Partition, partitions, take_over
+from dtrain.train.ranks import Ranks
+
+
+def newest(
+    states: States, paths: RunPaths, ranks: Ranks, accept: Callable[[Checkpoint], None] = lambda found: None
+) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint that the states are of now (None: there was none), and a line for each damaged one passed over.
+
+    Collective. `accept` may refuse one by raising. RunFailed when there are checkpoints and all are damaged.
+    """
+    folders = checkpoint.newest_first(paths)
+    if len(set(map(tuple, ranks.gather([folder.name for folder in folders])))) > 1:
+        raise RuntimeError("ranks see different checkpoints: is the run's folder shared by all nodes?")
+    damaged: list[str] = []
+    for folder in folders:
+        problem = _first(ranks, checkpoint.wrong_on_the_face(folder))
+        if problem is None:
+            found = checkpoint.read(folder)
+            accept(found)
+            problem = load(states, found, ranks)
+        if problem is None:
+            return found, damaged
+        damaged.append(f"{folder.name}: {problem}")
+    if damaged:
+        raise RunFailed(
+            f"every checkpoint is damaged: {'; '.join(damaged)}", file=str(paths.checkpoints),
+            fix="remove these folders; then `dtrain resume RUN --force` begins again at step 0",
+        )  # fmt: skip
+    return None, []
+
+
+def load(states: States, found: Checkpoint, ranks: Ranks) -> str | None:
+    """Put its states in place. What is wrong with it, the same on every rank; the states are of no use then."""
+    mine = partitions(states.model, states.optimizer)
+    own = OwnFile.of_same_cut(state_files.state_file(found.folder, ranks.rank), mine)
+    digest = found.leaves_sha256.get(own.path.name) if own is not None else None
+    as_it_was = all(ranks.gather(digest is not None and found.world == ranks.world))
+    with torch.no_grad():
+        if as_it_was and own is not None:
+            problem = _own_filled(states, own, mine, digest)
+        else:
+            problem = _read_anew(states, mine, found, ranks)
+    problem = _first(ranks, problem)
+    if problem is None:
+        states.set_scaler_numbers(state_files.extra_of(found.folder, ranks.rank)["scaler"])
+    return problem
+
+
+def _own_filled(states: States, own: OwnFile, mine: Sequence[Partition], digest: str | None) -> str | None:
+    problem = None
+    with Filling(own, mine) as filling:
+        try:
+            filling.wait_for_masters()
+        except OSError as error:
+            problem = f"{own.path.name}: {error}"
+        take_over(states.optimizer)  # collective: whatever became of this rank's masters
+        try:
+            if filling.digest() != digest:
+                problem = f"{own.path.name} is damaged"
+        except OSError as error:
+            problem = f"{own.path.name}: {error}"
+    page_again(states.optimizer)
+    return problem
+
+
+def _read_anew(states: States, mine: Sequence[Partition], found: Checkpoint, ranks: Ranks) -> str | None:
+    problem = _first(ranks, checkpoint.what_is_wrong(found.folder, ranks.rank, ranks.world))
+    if problem is None:
+        state_files.read(found.folder, mine)
+        take_over(states.optimizer)
+        page_again(states.optimizer)
+    return problem
+
+
+def _first(ranks: Ranks, problem: str | None) -> str | None:
+    return next((told for told in ranks.gather(problem) if told is not None), None)
