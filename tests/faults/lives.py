@@ -44,13 +44,10 @@ class Blow:
 def preload() -> None:
     """What every rank would import, once."""
     os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    import torch
-    import transformers  # noqa: F401
-    from deepspeed.runtime import engine  # noqa: F401
+    from tests.train.forked import load_libraries
 
+    load_libraries()
     from dtrain.train import run, worker  # noqa: F401
-
-    torch.set_num_threads(1)
 
 
 def copy_of(finished: RunPaths, folder: Path) -> RunPaths:

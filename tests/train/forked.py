@@ -6,6 +6,7 @@ rank is a process of its own with a process group of its own; its words are in F
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -14,15 +15,24 @@ import traceback
 from pathlib import Path
 
 
-def preload() -> None:
+def load_libraries() -> None:
+    """Whatever a rank would import at its start or in its course."""
     import peft  # noqa: F401
     import torch
     import transformers.modeling_utils  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
     from deepspeed.runtime import engine  # noqa: F401
+    from deepspeed.runtime.zero.muon import muon_optimizer  # noqa: F401 - DeepSpeed does it with the first optimizer
 
-    from tests.train import cases  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+    get_checkpoint_conversion_mapping("llama")  # a thousand regular expressions, kept
     torch.set_num_threads(1)
+
+
+def preload() -> None:
+    load_libraries()
+    from tests.train import cases  # noqa: F401
 
 
 def start(world: int, folder: Path, port: int) -> list[int]:
@@ -69,6 +79,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries greet on stdout
     preload()
+    gc.freeze()  # half a million imported objects: no collection of a rank need look through them
     for line in sys.stdin:
         told = json.loads(line)
         codes = start(told["world"], Path(told["folder"]), told["port"])
