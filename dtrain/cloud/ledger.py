@@ -151,6 +151,12 @@ class Ledger:
         """None: nothing was ever begun."""
         return replay(self._lines())
 
+    def begun_standing(self) -> Standing:
+        """Of a run that has a keeper: `submit` writes the first line before one lives."""
+        standing = self.standing()
+        assert standing is not None, f"{self.path} has no first line"
+        return standing
+
     def _add(self, event: str, **told: Any) -> None:
         new = not self.path.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
