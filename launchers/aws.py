@@ -18,8 +18,9 @@ from dtrain.cloud.provider import (
     Offer,
     Order,
 )
+from dtrain.hardware.prices import shipped_prices
 
-from . import aws_request
+from . import aws_prices, aws_request
 from .aws_client import NAME, AwsClients, told
 from .aws_request import GROUP_ID, group_name, read_options
 
@@ -50,20 +51,20 @@ class Aws:
     # --- offers ---
 
     def offers(self, need: Need) -> Sequence[Offer]:
-        """From the dated table, in the regions where its prices hold; spot at the live price."""
+        """At live prices: those of AWS's price list, or of its spot history. Of the dated table where it tells none."""
         kinds = rows_of(NAME, need)
-        regions = need.regions or tuple(dict.fromkeys([self._home_region(), *PRICED_REGIONS]))
+        regions = need.regions or self._offered_in()
         if need.spot:
             return self._spot_offers(need, {row.machine: row.gpus for row in kinds}, regions)
-        found = [
-            Offer(NAME, region, row.machine, row.gpu, row.gpus, row.usd_per_hour, False, "", row.priced_on, row.source)
-            for row in kinds
-            for region in regions
-        ]
-        return sorted(found, key=lambda offer: offer.usd_per_hour)
+        return sorted(aws_prices.priced(kinds, regions, self.clients), key=lambda offer: offer.usd_per_hour)
 
-    def _home_region(self) -> str:
-        return self.clients.region
+    def all_offers(self) -> Sequence[Offer]:
+        """Every machine of the shipped table, in the regions where it is offered unless a person names others."""
+        rows = [row for row in shipped_prices() if row.provider == NAME]
+        return [one for one in aws_prices.everywhere(rows, self.clients) if one.region in self._offered_in()]
+
+    def _offered_in(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([self.clients.region, *PRICED_REGIONS]))
 
     def _spot_offers(self, need: Need, machines: Mapping[str, int], regions: Iterable[str]) -> list[Offer]:
         """The newest price of each zone."""

@@ -51,6 +51,9 @@ class AwsClients:
     def ec2(self, region: str) -> Any:
         return self._client("ec2", region)
 
+    def pricing(self, region: str) -> Any:
+        return self._client("pricing", region)
+
     def _client(self, service: str, region: str) -> Any:
         from botocore.config import Config
 

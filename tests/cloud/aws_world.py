@@ -8,6 +8,7 @@ yet. moto's own public addresses are never used.
 from __future__ import annotations
 
 import base64
+import json
 import re
 import threading
 import time
@@ -19,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlencode
 
+from tests.cloud import aws_price_list
 from tests.cloud.datacenter import Datacenter
 from tests.cloud.tripwire import Tripwire
 
@@ -82,8 +84,9 @@ class AwsWorld:
     @property
     def environment(self) -> dict[str, str]:
         return {
-            "AWS_ENDPOINT_URL_EC2": self.url, "AWS_ACCESS_KEY_ID": "AKIATESTKEYID", "AWS_REGION": REGION,
-            "AWS_SECRET_ACCESS_KEY": "a-secret-that-is-written-nowhere", "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL_EC2": self.url, "AWS_ENDPOINT_URL_PRICING": self.url, "AWS_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": "AKIATESTKEYID", "AWS_SECRET_ACCESS_KEY": "a-secret-that-is-written-nowhere",
+            "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
         }  # fmt: skip
 
@@ -125,12 +128,13 @@ class AwsWorld:
     # --- calls ---
 
     def answer(self, path: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
-        form = dict(parse_qsl(body.decode(), keep_blank_values=True))
-        action = form.get("Action", "")
+        target = headers.get("X-Amz-Target", "")  # of the JSON APIs; EC2 has a form
+        form = {} if target else dict(parse_qsl(body.decode(), keep_blank_values=True))
+        action = target.partition(".")[2] or form.get("Action", "")
         fault = self._fault(action, headers)
         self.tripwire.passing(action, "before")
         if fault is not None and fault.kind != "lost":
-            return _faulty(fault)
+            return _faulty(fault, bool(target))
         status, answered = self._carried_out(action, form, path, headers, body)
         self.tripwire.passing(action, "after")
         if fault is not None:
@@ -149,6 +153,8 @@ class AwsWorld:
     def _carried_out(
         self, action: str, form: dict[str, str], path: str, headers: dict[str, str], body: bytes
     ) -> tuple[int, bytes]:
+        if action == "GetProducts":
+            return 200, json.dumps(aws_price_list.get_products(json.loads(body))).encode()
         if action == "DeletePlacementGroup":  # moto has none
             return 400, ERROR.format(code="InvalidPlacementGroup.Unknown", message="there is none").encode()
         if action == "CreatePlacementGroup":
@@ -202,11 +208,13 @@ class AwsWorld:
                 one.stop()
 
 
-def _faulty(fault: Fault) -> tuple[int, bytes]:
+def _faulty(fault: Fault, in_json: bool) -> tuple[int, bytes]:
     if fault.kind == "cut":
         raise Cut
     if fault.kind == "html":
         return 502, HTML
+    if in_json:
+        return 400, json.dumps({"__type": fault.kind, "Message": f"{fault.kind}, says the test"}).encode()
     status = 503 if "Throttl" in fault.kind or ("Limit" in fault.kind and "Request" in fault.kind) else 400
     return status, ERROR.format(code=fault.kind, message=f"{fault.kind}, says the test").encode()
 

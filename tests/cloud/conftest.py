@@ -13,7 +13,9 @@ import pytest
 
 from dtrain.cloud import market
 from dtrain.launch.api import Job
+from dtrain.paths import RunPaths
 from tests.cloud.datacenter import Datacenter
+from tests.cloud.leaks import kill_keeper
 from tests.cloud.worlds import World
 from tests.launch.conftest import home, make_job, stand_ins
 from tests.ssh.hosts import why_not
@@ -47,11 +49,13 @@ def datacenter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datacenter]
 @pytest.fixture
 def cloud_job(
     world: World, make_job: Callable[..., Job], stand_ins: None, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Job]:
+) -> Iterator[Callable[..., Job]]:
     """A complete run for the provider of the module's `world`, whose worker does that many short steps.
 
-    `world` is a fixture of each provider's own tests.
+    `world` is a fixture of each provider's own tests. No keeper outlives its test: it would ask for machines that are
+    no more.
     """
+    made: list[Job] = []
     for name, value in world.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(market, "SETTLE_SECONDS", 1.0)
@@ -61,6 +65,9 @@ def cloud_job(
         stand_in = {name: value for name, value in os.environ.items() if name.startswith("STAND_IN_")}
         env = {**stand_in, "STAND_IN_STEPS": str(steps)}
         plain = {"venv": VENV, "gate": False, "env": env, "poll_seconds": 0.2}
-        return make_job(options={**world.options, **plain, **more.pop("options", {})}, **more)
+        made.append(make_job(options={**world.options, **plain, **more.pop("options", {})}, **more))
+        return made[-1]
 
-    return new
+    yield new
+    for job in made:
+        kill_keeper(RunPaths(job.folder))

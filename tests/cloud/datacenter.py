@@ -32,7 +32,7 @@ SHUTDOWN = '#!/bin/sh\necho "$@" >> {folder}/shutdown.said\ntouch {folder}/off\n
 SYSTEMCTL = (
     "#!/bin/sh\n[ \"$*\" = 'restart ssh' ] || exit 1\nwhile pkill -r DRST -x sshd; do sleep 0.02; done; exec {sshd}\n"
 )
-"""The old one is gone before the new one listens, as with systemd: sshd is in the background before it finds its port taken."""
+"""The old one is gone before the new one listens, as with systemd: sshd tells nobody that it found its port taken."""
 BOOT = """\
 mount --bind {folder}/root /root/.ssh && mount --bind {folder}/ssh /etc/ssh && mount --bind {folder}/opt /opt
 [ -e {folder}/tiny ] && mount -t tmpfs -o size=2m none /opt

@@ -200,9 +200,27 @@ def test_several_nodes_are_placed_together_and_reach_each_other() -> None:
     assert each_other["UserIdGroupPairs"] == [{"GroupId": "SECURITY_GROUP"}]
 
 
-def test_offers_are_dated_and_cheapest_first() -> None:
-    found = Aws().offers(Need("a100-80gb", 8, regions=("us-east-1",)))
-    assert [(one.machine, one.gpus, one.priced_on) for one in found] == [("p4de.24xlarge", 8, "2026-11-09")]
+def test_offers_are_live_and_cheapest_first(only_listed: AwsWorld) -> None:
+    """Windows, reserved, dedicated and capacity blocks at $0 stand in AWS's list beside what is meant."""
+    found = Aws().offers(Need("a100-80gb", 8))
+    assert [(one.region, one.machine, one.gpus, one.usd_per_hour, one.priced_on) for one in found] == [
+        ("us-west-2", "p4de.24xlarge", 8, 26.5, "live"), ("us-east-1", "p4de.24xlarge", 8, 27.0, "live")
+    ]  # fmt: skip
+    told = {(one.machine, one.region): one.usd_per_hour for one in Aws().all_offers()}
+    assert told == {
+        ("p4de.24xlarge", "us-west-2"): 26.5, ("p4de.24xlarge", "us-east-1"): 27.0, ("p5.48xlarge", "us-east-2"): 54.0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("code", ["AccessDeniedException", "html", "cut", None])
+def test_without_live_prices_they_are_dated_and_that_is_said(only_listed: AwsWorld, code: str | None) -> None:
+    if code is not None:
+        only_listed.faults.append(Fault("GetProducts", code))
+    (found,) = Aws().offers(Need("a100-80gb", 8, regions=("us-east-1" if code else "eu-west-1",)))
+    assert (found.usd_per_hour, found.priced_on) == (27.4471, "2026-11-09")
+    assert "; AWS" in found.price_source
+    assert code not in ("AccessDeniedException",) or "may not do this" in found.price_source
+    assert "\n" not in found.price_source
 
 
 # --- through the whole road ---------------------------------------------------------------------------------------
