@@ -19,7 +19,7 @@ from dtrain.paths import RunPaths
 from tests.slurm.cluster import Cluster, lacking, run
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 PORT = 16821
 DBD = """\
 AuthType=auth/munge

@@ -10,7 +10,7 @@ from tests.slurm.cluster import Cluster
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("hosts")
+@pytest.mark.xdist_group("slurm")
 class TestSlurm(LauncherContract):
     @pytest.fixture
     def launcher(self, cluster: Cluster) -> SlurmLauncher:

@@ -22,7 +22,7 @@ from tests.ssh.faults import faulty_tunnel
 from tests.ssh.hosts import full_disk
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 HELD = {"extra": ["#SBATCH --hold"]}
 """Most rows need no process: the job waits."""
 REFUSES_TO_REQUEUE = {"setup": ['scontrol() { [ "$1" != requeue ] && command scontrol "$@"; }'], "time": "2"}

@@ -18,7 +18,7 @@ from tests.launch.conftest import is_training, left_over
 from tests.slurm.cluster import Cluster
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 Start = Callable[..., "Life"]
 LONG = 100_000
 REAL_TORCHRUN = spec.torchrun_command

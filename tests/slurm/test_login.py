@@ -17,7 +17,7 @@ from tests.slurm.login import Login
 from tests.ssh.conftest import VENV
 from tests.ssh.typed import MODEL, Typed
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 
 class TestLogin(LauncherBasics):

@@ -11,7 +11,7 @@ from tests.e2e.cli import Place, Result
 from tests.e2e.conftest import make_place  # noqa: F401
 from tests.slurm.cluster import Cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 
 @pytest.fixture

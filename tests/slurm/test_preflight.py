@@ -60,7 +60,7 @@ def preflight(cluster: Cluster, paths: RunPaths) -> Callable[..., str]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("hosts")
+@pytest.mark.xdist_group("slurm")
 def test_a_node_without_a_network(cluster: Cluster, preflight: Callable[..., str]) -> None:
     run("ip", "-n", "slurm2", "link", "set", "fabric0", "down")
     try:
@@ -70,7 +70,7 @@ def test_a_node_without_a_network(cluster: Cluster, preflight: Callable[..., str
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("hosts")
+@pytest.mark.xdist_group("slurm")
 def test_two_nodes_that_reach_the_first_and_not_each_other(cluster: Cluster, preflight: Callable[..., str]) -> None:
     run("ip", "-n", "slurm2", "route", "add", "unreachable", f"{cluster.network}.1")
     try:
@@ -82,7 +82,7 @@ def test_two_nodes_that_reach_the_first_and_not_each_other(cluster: Cluster, pre
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("hosts")
+@pytest.mark.xdist_group("slurm")
 @pytest.mark.parametrize(
     ("torch", "says"),
     [

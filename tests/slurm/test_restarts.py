@@ -15,7 +15,7 @@ from tests.launch.conftest import left_over
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_lives import REAL_TORCHRUN, Life
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 CONFIG = "base_model: x\ndatasets: [{path: y, type: alpaca}]\nlearning_rate: 1\nmax_restarts: 1\n"
 

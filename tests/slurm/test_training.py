@@ -15,7 +15,7 @@ from tests.launch.conftest import left_over
 from tests.slurm.cluster import Cluster
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 STEPS = 60
 RUN = (
     "launch", "tiny.yaml", "--profile", "cpux2x2", "--on", "slurm", "--detach", "--json", "--set", "zero_stage=2",

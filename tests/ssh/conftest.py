@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = why_not()
     for item in items:
         if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("hosts"))
+            item.add_marker(pytest.mark.xdist_group("ssh"))
             if missing and "hosts" in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.skip(reason=missing))
 
