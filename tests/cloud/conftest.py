@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = why_not()
     for item in items:
         if item.path.parent == Path(__file__).parent and ON_MACHINES & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("hosts"))
+            item.add_marker(pytest.mark.xdist_group("cloud"))
             if missing:
                 item.add_marker(pytest.mark.skip(reason=missing))
 
