@@ -50,7 +50,7 @@ FITTED = (
     Constant(efficiency, "USUAL_SHAPE_SHARE"),
     Constant(efficiency, "SUSTAINED_SHARE", 9),
     Constant(efficiency, "FP8_SHARE"),
-    Constant(efficiency, "INNER_HALF"),
+    Constant(efficiency, "OUTPUT_BYTES"),
     Constant(efficiency, "LEGACY_MMA_TFLOPS", 9),
     Constant(efficiency, "ATTENTION_SHARE", "triton"),
     Constant(efficiency, "ATTENTION_HALF_WINDOW"),

@@ -17,22 +17,33 @@ from dtrain.hardware.gpus import Gpu
 
 UNMEASURED_MATMUL_SHARE = 0.80
 """Best measured matmul over the datasheet where nobody measured: H100 0.80, B200 0.78, A100 0.87 (ml-engineering)."""
-GEFORCE_MATMUL_SHARE = 1.0
-"""The same for GeForce cards: their datasheets state a boost clock that they reach and hold (2.55 to 2.6 GHz seen on a
-4090 rated 2.52), where a data centre's state the highest clock of all, which the power limit cuts."""
-SUSTAINED_SHARE: Mapping[int, float] = {9: 0.87, 10: 0.87}
+GEFORCE_MATMUL_SHARE = 1.12
+"""The same for GeForce cards: their datasheets state a boost clock that they pass (1.86 GHz for 1.70 on a 3090, 2.7 for
+2.52 on a 4090), and their multiprocessors, with a third of a data centre's tensor cores each, lose less to a shape
+(fitted), where a data centre's state the highest clock of all, which the power limit cuts."""
+SUSTAINED_SHARE: Mapping[int, float] = {9: 0.89, 10: 0.89}
 """By CUDA major version: clocks under the power limit over a whole step against the short burst of a benchmark. Cards
 of 700 W and more are power bound in long matmuls (fitted); the older ones hold their clock."""
-USUAL_SHAPE_SHARE = 0.85
+AMD_SUSTAINED_SHARE = 0.89
+"""The same of AMD's Instinct cards, of 750 W and more (taken over)."""
+FP32_SHARE = 0.93
+"""Of the datasheet's fp32 rate, which is plain arithmetic and no tensor core's (cuBLAS' SGEMM: 18 of 19.5 on A100)."""
+USUAL_SHAPE_SHARE = 0.87
 """The shapes and layouts of a block, its transposed backward products too, against a search's best shape (fitted)."""
-FP8_SHARE = 0.73
-"""Of the ratio of datasheet rates that fp8 keeps: eight-bit matmuls are more power and memory bound (fitted)."""
+FP8_SHARE = 0.85
+"""Of the ratio of datasheet rates that fp8 keeps: the best measured matmul on H100 is 1,402 of 1,979, in bf16 794 of 989
+(0.88; ml-engineering, accelerator benchmarks), and eight bits draw more power over a step (fitted)."""
 TILE_ELEMENTS = 128 * 256
 """Outputs of one thread block of a large GEMM (CUTLASS' usual tile, docs/efficient_gemm.md)."""
 SPLIT_K = 4096
 """Longer inner dimensions are split over idle multiprocessors, so a last wave costs no more than this long."""
-INNER_HALF = 170
-"""Inner dimension that costs as much as a tile's prologue and epilogue: efficiency K / (K + this) (fitted)."""
+OUTPUT_BYTES = 2.8
+"""Memory traffic per output element that no arithmetic hides: a multiprocessor writes its tile before it takes the next
+(two bytes in bf16, and the wait for the first inputs; fitted)."""
+UNALIGNED_MATMUL = 3.0
+"""Time of a 16-bit matmul whose rows are no multiple of 16 bytes, over that of one beside it: cuBLAS takes other kernels.
+A vocabulary of 50,257 rows and not 50,304 costs GPT-2 a quarter of its speed (nanoGPT). Compiled code pads."""
+ALIGNMENT = 8
 MULTIPROCESSORS: Mapping[str, int] = {
     "v100": 80, "t4": 40, "a100": 108, "a10g": 80, "a6000": 84, "3090": 82, "4090": 128, "5090": 170, "l4": 58,
     "l40s": 142, "h100": 132, "h100-pcie": 114, "h200": 132, "gh200": 132, "b200": 148, "gb200": 148, "mi300x": 304,
@@ -47,7 +58,7 @@ MEMORY_SHARE = 0.85
 
 # --- attention ----------------------------------------------------------------------------------------------------
 
-LEGACY_MMA_TFLOPS: Mapping[int, float] = {9: 550, 10: 550}
+LEGACY_MMA_TFLOPS: Mapping[int, float] = {9: 535, 10: 535}
 """Rate of Ampere's `mma.sync` instruction on newer cards, which FlashAttention 2 is written for: Hopper needs its new
 `wgmma` for the last third (FlashAttention-3, arXiv 2407.08608, section 1; the figure is fitted)."""
 ATTENTION_SHARE: Mapping[str, float] = {
@@ -57,11 +68,15 @@ ATTENTION_SHARE: Mapping[str, float] = {
     "varlen": 0.60,
     "flex": 0.50,
     "triton": 0.33,
+    "cudnn": 0.45,
 }
 """Forward and backward together, causal half counted, head dimension 128, long windows: of `mma.sync`'s rate (FA3: of
 wgmma's). FA2: 190 of 312 on A100 (arXiv 2307.08691, figures 5 to 7); sdpa and varlen run the same kernel; flex: torch's
 blog, about 85 % of FA2; FA3: 500 to 550 of 989 (arXiv 2407.08608, figures 5 and 6), less what the power limit takes;
-triton: the kernel of FlashAttention's first generation that MPT ships (fitted)."""
+triton: the kernel of FlashAttention's first generation that MPT ships (fitted), and what torch runs on AMD's cards
+(AOTriton); cudnn: of Blackwell's own rate, about 1,000 of 2,250."""
+CUDNN_MAJOR = 10
+"""From this CUDA major version on, torch's sdpa takes cuDNN's kernels (sdp_utils.cpp, check_prefer_cudnn_attention)."""
 OLD_CARDS_ATTENTION_SHARE = 0.35
 """FlashAttention 2 needs Ampere; V100 and T4 run torch's memory-efficient kernel (assumed)."""
 BACKWARD_ATTENTION_FLOPS = 2.5
@@ -90,8 +105,12 @@ class Rates:
         """A rows × inner by inner × columns product: work, half a last wave, and each tile's start and end."""
         outputs = rows * columns
         tail = 0.5 * min(self.wave_elements, outputs) * min(inner, SPLIT_K)
-        compute = 2 * (outputs * (inner + INNER_HALF) + tail) / self.matmul
+        compute = 2 * (outputs * inner + tail) / self.matmul + OUTPUT_BYTES * outputs / self.memory
         return max(compute, 2 * (rows * inner + inner * columns + outputs) / self.memory)
+
+
+def _is_amd(gpu: Gpu) -> bool:
+    return gpu.compute_capability is None and gpu.name != "cpu"
 
 
 def multiprocessors(gpu: Gpu) -> int:
@@ -109,6 +128,8 @@ def best_tflops(gpu: Gpu, dtype: str) -> float:
     share = measured / half if measured and half else unmeasured
     if dtype in ("bf16", "fp16") and measured:
         return measured
+    if dtype == "fp32":
+        return FP32_SHARE * (gpu.tflops.get("fp32") or 0.1)
     for name in (dtype, "fp16" if dtype == "bf16" else "bf16", "fp32"):
         if gpu.tflops.get(name):
             return share * (gpu.tflops[name] or 0.0)
@@ -119,7 +140,9 @@ def best_tflops(gpu: Gpu, dtype: str) -> float:
 def rates_of(gpu: Gpu, dtype: str) -> Rates:
     """`dtype` is what the matmuls run in: bf16, fp16, tf32, fp32, fp8."""
     major = gpu.compute_capability[0] if gpu.compute_capability else 0
-    share = SUSTAINED_SHARE.get(major, 1.0) * USUAL_SHAPE_SHARE
+    share = AMD_SUSTAINED_SHARE if _is_amd(gpu) else SUSTAINED_SHARE.get(major, 1.0)
+    if dtype != "fp32" or gpu.name == "cpu":
+        share *= USUAL_SHAPE_SHARE
     if dtype == "fp8" and gpu.tflops.get("fp8"):
         share *= FP8_SHARE
     peak = gpu.tflops.get("bf16") or gpu.tflops.get("fp16") if gpu.compute_capability else None  # AMD's is far off
@@ -136,11 +159,13 @@ def attention_rate(gpu: Gpu, kernel: str, head_dim: int, context: float) -> floa
     major = gpu.compute_capability[0] if gpu.compute_capability else None
     if kernel == "flash_attention_3" and major != 9:  # it runs there only; elsewhere its older brother does
         kernel = "flash_attention_2"
+    if kernel == "sdpa":
+        kernel = "cudnn" if (major or 0) >= CUDNN_MAJOR else "triton" if _is_amd(gpu) else kernel
     share = ATTENTION_SHARE.get(kernel, ATTENTION_SHARE["sdpa"])
     if major is not None and major < 8:
         share = OLD_CARDS_ATTENTION_SHARE
     peak = 1e12 * (gpu.tflops.get("bf16") or gpu.tflops.get("fp16") or gpu.tflops.get("fp32") or 0.1)
-    top = peak if kernel == "flash_attention_3" else min(rates_of(gpu, "bf16").legacy_matmul, peak)
+    top = peak if kernel in ("flash_attention_3", "cudnn") else min(rates_of(gpu, "bf16").legacy_matmul, peak)
     by_dim = head_dim / (head_dim + HEAD_DIM_HALF) * (128 + HEAD_DIM_HALF) / 128
     window = 2 * context
     return share * top * min(by_dim, 1.1) * window / (window + ATTENTION_HALF_WINDOW)

@@ -11,7 +11,14 @@ from types import MappingProxyType
 from dtrain.hardware.gpus import Gpu
 from dtrain.models.facts import Layer, Linear, ModelFacts
 from dtrain.planner.activation_key import parts_of
-from dtrain.planner.efficiency import BACKWARD_ATTENTION_FLOPS, Rates, attention_rate, rates_of
+from dtrain.planner.efficiency import (
+    ALIGNMENT,
+    BACKWARD_ATTENTION_FLOPS,
+    UNALIGNED_MATMUL,
+    Rates,
+    attention_rate,
+    rates_of,
+)
 from dtrain.planner.setup import DTYPE_BYTES, Setup
 from dtrain.planner.traffic import LAUNCH_SECONDS, Traffic, layer_traffic
 
@@ -28,9 +35,10 @@ HEAD_MATMULS = 3
 """Products with the head's matrix per trained position: one forward, two backward (ours makes them in forward)."""
 CHUNK_SUM_BYTES = 12
 """Per element of the head's matrix and chunk: a chunk's product is written (2) and added to the fp32 sum (2+4+4)."""
-ZERO3_LAUNCHES = 6.0
-"""DeepSpeed's hooks around every submodule at stage 3, in launches of the eager kernels: 3.3 ms instead of 0.55 ms for
-the forward of a Llama block whose kernels cost nothing (measured here, one gloo rank, deepspeed 0.19.8)."""
+ZERO3_LAUNCHES = 4.5
+"""DeepSpeed's hooks around every submodule at stage 3, over the launches of the eager kernels: 3.3 ms and not 0.55 ms for
+the forward of a Llama block whose kernels cost nothing (measured here, deepspeed 0.19.8, gloo's own work included), 4 to
+5 times in Qwen's runs on A100s (fitted)."""
 ADAPTER_LAUNCHES = (10, 6)
 """Of peft's low-rank pair beside one linear, forward and backward, in launches of eager kernels: 0.6 and 0.3 ms more
 for a Llama block with seven of them, whose kernels cost nothing (measured here, peft 0.19, torch 2.13)."""
@@ -39,8 +47,18 @@ CHECKPOINT_LAUNCHES = (1.55, 2.1)
 a plain forward: hooks around every tensor that is kept (measured here in the same way: 0.89 and 1.25 ms, not 0.55)."""
 DEQUANT_BYTES = 4.5
 """Per weight of a frozen 4-bit matrix and pass: half a byte read, two written, two read back by the matmul."""
-FP8_CAST_BYTES = 6
-"""Per element that goes into an fp8 matmul: read for its largest value, read again, written straight and transposed."""
+FP8_CAST_BYTES = (6, 3)
+"""Per element that goes into an fp8 matmul: read for its largest value, read again, written straight and transposed;
+where norms and activations are kernels of their own (Transformer Engine), these write it so and know the scale."""
+LOW_RANK_PASSES = (3.0, 2.0)
+"""Of a linear's input and output that its low-rank pair moves forward: eager peft reads the input, writes the update,
+scales it and adds it (1 + 6 by half); a compiler scales and adds at once (1 + 4). Backward costs twice."""
+DORA_WEIGHT_BYTES = 44
+"""Per weight and forward pass: DoRA makes the whole updated matrix in fp32 to take the norm of its columns (peft,
+dora.py: the product of the pair 4, its scaling 8, the cast of the weight 6, their sum 12, the norm 4; an identity 8)."""
+EAGER_SCORE_BYTES, COMPILED_SCORE_BYTES = 24.0, 8.0
+"""Per attention score forward without a fused kernel: mask, softmax in fp32 and back, each reading and writing; a
+compiler makes one pass of them (2 + 2 around it, 2 + 2 in it). Backward costs twice."""
 FUSED_FP32_ATTENTION_SHARE = 0.5
 """Of fp32's matmul rate: FlashAttention has no fp32, torch's memory-efficient and CPU kernels do it (assumed)."""
 MOE_SHARE = 0.6
@@ -90,7 +108,7 @@ class BlockKey:
     tensor_parallel: int
     targets: frozenset[str] | None
     """Linears with an adapter; None where everything is trained."""
-    rank: int
+    dora: bool
     frozen: str
     recompute: str
     tiled: bool
@@ -112,7 +130,7 @@ class BlockKey:
             fused=setup.fused_kernels,
             tensor_parallel=setup.tensor_parallel_size,
             targets=adapter.targets if adapter else None,
-            rank=adapter.rank if adapter else 0,
+            dora=adapter.dora if adapter else False,
             frozen=setup.dtypes.frozen if adapter else "",
             recompute=setup.checkpointing,
             tiled=setup.tiled_mlp,
@@ -182,14 +200,18 @@ def _linear_seconds(key: BlockKey, linear: Linear, rates: Rates) -> tuple[float,
     forward = experts * rates.matmul_seconds(rows, inputs, outputs) / share
     grad_input = experts * rates.matmul_seconds(rows, outputs, inputs) / share
     if key.dtype == "fp8":
-        forward += FP8_CAST_BYTES * (key.tokens * inputs + linear.count * inputs * outputs) / rates.memory
-        grad_input += FP8_CAST_BYTES * key.tokens * outputs / rates.memory
+        cast = FP8_CAST_BYTES[key.fused] / rates.memory
+        forward += cast * (key.tokens * inputs + linear.count * inputs * outputs)
+        grad_input += cast * key.tokens * outputs
     if key.targets is None:
         return forward, grad_input + experts * rates.matmul_seconds(inputs, rows, outputs) / share
     unpack = _unpack_seconds(key, linear, rates)
     low_rank = 0.0
     if linear.name in key.targets:
-        low_rank = 3 * key.tokens * key.element_bytes * (linear.inputs + linear.outputs) / rates.memory
+        moved = LOW_RANK_PASSES[key.compiled or key.fused] * key.element_bytes * (linear.inputs + linear.outputs)
+        low_rank = key.tokens * moved / rates.memory
+        if key.dora:
+            forward += DORA_WEIGHT_BYTES * linear.inputs * linear.outputs / rates.memory
     return forward + unpack + low_rank, grad_input + unpack + 2 * low_rank
 
 
@@ -225,7 +247,8 @@ def _eager_attention(key: BlockKey, channels: float) -> tuple[float, float]:
     """Two full score matrices as matmuls, and the scores' traffic: mask, softmax in fp32 and back."""
     rates = rates_of(key.gpu, key.dtype)
     flops = 4 * key.tokens * channels * key.window
-    scores = 24.0 * key.tokens * key.facts.heads / key.tensor_parallel * key.window / rates.memory
+    per_score = COMPILED_SCORE_BYTES if key.compiled else EAGER_SCORE_BYTES
+    scores = per_score * key.tokens * key.facts.heads / key.tensor_parallel * key.window / rates.memory
     forward = flops / rates.matmul + scores
     return forward, 2 * forward
 
@@ -246,6 +269,8 @@ def head_seconds(setup: Setup) -> tuple[float, float]:
     rows, vocab = setup.trained_positions, facts.vocab_size / setup.vocabulary_ways
     trained = setup.adapter is None or "lm_head" in setup.adapter.modules_to_save
     matmul = (HEAD_MATMULS if trained else HEAD_MATMULS - 1) * rates.matmul_seconds(rows, facts.hidden_size, vocab)
+    if facts.vocab_size % ALIGNMENT and not setup.compiled and compute_dtype(setup) != "fp32":
+        matmul *= UNALIGNED_MATMUL
     moved = LOGIT_BYTES[setup.cross_entropy] * rows * vocab
     return matmul, (moved + (_head_gradient_bytes(setup) if trained else 0.0)) / rates.memory
 

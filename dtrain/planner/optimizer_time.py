@@ -12,8 +12,9 @@ NEWTON_SCHULZ_FLOPS = 30
 """Per parameter and hidden channel: five iterations of three products on nearly square matrices (Muon, Jordan 2024)."""
 CLIP_PASSES = 3
 """The norm reads all gradients, the scaling reads and writes them."""
-CPU_ADAM_PARAMETERS_PER_S = 4.0e9
-"""DeepSpeedCPUAdam on a two-socket node: 2.6 s for 10 billion parameters (ZeRO-Offload, arXiv 2101.06840, table 4)."""
+CPU_ADAM_BYTES_PER_S = 112e9
+"""DeepSpeedCPUAdam on a two-socket node: 2.6 s for 10 billion parameters of 28 bytes each, read or written (ZeRO-Offload,
+arXiv 2101.06840, table 4); it waits for memory, so states of fewer bytes take less."""
 PINNED_SHARE = 0.8
 """Of PCIe's rate that copies from and to pinned memory reach: 25 of 31 GB/s on an A100 (CUDA's bandwidthTest)."""
 HOST_MEMORY_BYTES_PER_S = 200e9
@@ -89,7 +90,8 @@ def offload_seconds(setup: Setup) -> float:
     moved = DTYPE_BYTES[dtypes.gradient] + DTYPE_BYTES[dtypes.weights]
     link = moved * parameters / host_link(setup)
     node = parameters * profile.gpus_per_node
-    step = node / CPU_ADAM_PARAMETERS_PER_S
+    stepped = DTYPE_BYTES[dtypes.master or dtypes.weights]
+    step = node * (2 * stepped + 2 * setup.optimizer.state_bytes + 4) / CPU_ADAM_BYTES_PER_S
     drives = 0.0
     if setup.offload_optimizer == "nvme":
         drives = 2 * (setup.optimizer.state_bytes + 4) * node / NVME_BYTES_PER_S
