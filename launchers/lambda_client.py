@@ -15,6 +15,7 @@ from dtrain.cloud.provider import (
     ProviderDown,
     ProviderError,
     QuotaReached,
+    Throttled,
 )
 
 from .lambda_options import API, LambdaOptions
@@ -29,6 +30,7 @@ _BY_CODE: dict[str, type[ProviderError]] = {
     "global/quota-exceeded": QuotaReached,
     "global/object-does-not-exist": NoSuchMachine,
     "instance-operations/launch/insufficient-capacity": NoCapacity,
+    "firewall-rulesets/firewall-ruleset-in-use": Throttled,  # until the machines behind it are really gone
 }
 """The codes of Lambda's API description 1.8.3; its messages may change, its codes not."""
 _BY_STATUS: dict[int, type[ProviderError]] = {401: NoCredentials, 403: NoRights}

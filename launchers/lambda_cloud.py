@@ -22,6 +22,7 @@ from dtrain.cloud.provider import (
     ProviderError,
 )
 
+from . import lambda_firewall as firewall
 from .lambda_client import LAUNCH, LambdaApi
 from .lambda_options import API, KEY_VARIABLE, NAME, OWN, key_or_refuse, options_of
 from .lambda_pace import Pace
@@ -77,21 +78,28 @@ class Lambda:
         return [_offer(kind, "", card) for kind in kinds if (card := _card(kind)) is not None]
 
     def requests(self, order: Order) -> Sequence[Mapping[str, Any]]:
-        return [
-            {"method": "POST", "path": KEYS, "body": _key(order)},
-            {"method": "POST", "path": LAUNCH, "body": _launch(order)},
-        ]
+        """The ruleset's number is Lambda's to give: a word stands for it."""
+        register = {"method": "POST", "path": KEYS, "body": _key(order)}
+        if not firewall.is_had(order):
+            return [register, {"method": "POST", "path": LAUNCH, "body": _launch(order)}]
+        guarded = firewall.behind(_launch(order), firewall.RULESET_ID)
+        guard = {"method": "POST", "path": firewall.RULESETS, "body": firewall.ruleset(order)}
+        return [register, guard, {"method": "POST", "path": LAUNCH, "body": guarded}]
 
     def create(self, order: Order) -> Instance:
-        """The run's key is registered first: a launch names it. A run of which nothing came about leaves none."""
-        register, launch = self.requests(order)
-        if not self._keys(order.run_id):
-            self._api.ask(register["method"], register["path"], register["body"])
+        """The run's key and its firewall are there first: a launch names them. A run of which nothing came about leaves
+        neither."""
         try:
-            (number,) = self._api.ask(launch["method"], launch["path"], launch["body"])["instance_ids"]
+            if not self._keys(order.run_id):
+                self._api.ask("POST", KEYS, _key(order))
+            launch = _launch(order)
+            if firewall.is_had(order):
+                launch = firewall.behind(launch, self._ruleset(order))
+            (number,) = self._api.ask("POST", LAUNCH, launch)["instance_ids"]
         except ProviderError as refused:
             if refused.retry_seconds is None:  # nobody will ask for it again
-                self.tidy(order.run_id)
+                with suppress(ProviderError):
+                    self.tidy(order.run_id)
             raise
         return Instance(
             provider=NAME, id=number, name=order.name, run_id=order.run_id, node=order.node, state="starting",
@@ -108,14 +116,14 @@ class Lambda:
             self._api.ask("POST", TERMINATE, self.ending(instance)["body"])
 
     def tidy(self, run_id: str) -> None:
-        """The SSH key of a run. Machines that are up do not need it any more."""
-        for number in self._keys(run_id):
-            try:
-                self._api.ask("DELETE", f"{KEYS}/{number}")
-            except ProviderError:
-                if number in self._keys(run_id):
-                    raise
-                continue  # another process was faster
+        """The SSH key of a run, which machines that are up do not need any more, and its firewall once none is."""
+        for listed in (self._keys, self._rulesets):
+            for number, path in listed(run_id).items():
+                try:
+                    self._api.ask("DELETE", path)
+                except ProviderError:
+                    if number in listed(run_id):  # else another process was faster
+                        raise
 
     def ending(self, instance: Instance) -> Mapping[str, Any]:
         """The request that ends a machine, for a watchdog on it. The key stands in it by name."""
@@ -128,9 +136,21 @@ class Lambda:
     def _api(self) -> LambdaApi:
         return LambdaApi(key_or_refuse(), self.options, self._pace)
 
-    def _keys(self, run_id: str) -> list[str]:
-        """Numbers of the keys that are registered for a run."""
-        return [key["id"] for key in self._api.ask("GET", KEYS) if key["name"] == _key_name(run_id)]
+    def _keys(self, run_id: str) -> dict[str, str]:
+        """Number and path of the keys that are registered for a run."""
+        keys = self._api.ask("GET", KEYS)
+        return {key["id"]: f"{KEYS}/{key['id']}" for key in keys if key["name"] == _key_name(run_id)}
+
+    def _rulesets(self, run_id: str) -> dict[str, str]:
+        """Number and path of a run's rulesets, one in each region where it had a machine."""
+        ours = (one for one in self._api.ask("GET", firewall.RULESETS) if firewall.is_of(one, run_id))
+        return {one["id"]: f"{firewall.RULESETS}/{one['id']}" for one in ours}
+
+    def _ruleset(self, order: Order) -> str:
+        """The number of the one that guards the run's machines in the order's region; made once."""
+        wanted = firewall.ruleset(order)
+        known = [one for one in self._api.ask("GET", firewall.RULESETS) if one["name"] == wanted["name"]]
+        return str((known or [self._api.ask("POST", firewall.RULESETS, wanted)])[0]["id"])
 
 
 # --- what is sent --------------------------------------------------------------------------------------------------
@@ -153,7 +173,7 @@ def _launch(order: Order) -> dict[str, Any]:
         "ssh_key_names": [_key_name(order.run_id)],
         "name": order.name,
         "image": _image(order.image or IMAGE),
-        "user_data": _closed_to_others(order.user_data, order.client_address),
+        "user_data": firewall.closed_to_others(order.user_data, order.client_address),
         "tags": [{"key": key, "value": value} for key, value in order.tags.items()],
     }
 
@@ -161,14 +181,6 @@ def _launch(order: Order) -> dict[str, Any]:
 def _image(said: str) -> dict[str, str]:
     """An image's id is a UUID; everything else is a family."""
     return {"id" if _UUID.fullmatch(said) else "family": said}
-
-
-def _closed_to_others(script: str, address: str) -> str:
-    """SSH for one address only, by the machine itself: Lambda's own rules are the account's, and do not exist in
-    us-south-1 (its API description)."""
-    rule = f"iptables -I INPUT -p tcp --dport 22 ! -s {address} -j DROP || echo 'dtrain: SSH is open to all' >&2"
-    head, _, rest = script.partition("\n")
-    return f"{head}\n{rule}\n{rest}" if head.startswith("#!") else f"#!/bin/sh\n{rule}\n{script}"
 
 
 # --- what is answered ----------------------------------------------------------------------------------------------

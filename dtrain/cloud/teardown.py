@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from dtrain.cloud.ledger import Rented
-from dtrain.cloud.market import Market
+from dtrain.cloud.market import Market, patiently
 from dtrain.cloud.provider import CanTidy, Instance, ProviderError
 from dtrain.errors import StillBilled
 
 GONE_SECONDS = 900.0
 """A machine with eight GPUs may take minutes to go."""
+TIDY_SECONDS = 30.0
+"""A firewall may be held for a moment by a machine that is gone."""
 ASK_AGAIN_SECONDS = 60.0
 """A machine that is still up after so long is asked to end once more."""
 
@@ -60,11 +63,11 @@ def _may_exist(market: Market) -> list[Rented]:
 
 
 def tidy(market: Market, run_id: str) -> None:
-    """What stood beside the machines costs nothing: what cannot be taken away now is no reason to fail."""
+    """What stood beside the machines costs nothing: what cannot be taken away is no reason to fail."""
     for provider in market.providers.values():
         if isinstance(provider, CanTidy):
             with contextlib.suppress(ProviderError):
-                provider.tidy(run_id)
+                patiently(partial(provider.tidy, run_id), TIDY_SECONDS)
 
 
 def existing(market: Market, run_id: str) -> list[Instance]:

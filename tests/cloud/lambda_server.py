@@ -43,6 +43,8 @@ class Machine:
     body: dict[str, Any]
     address: str
     listed: float
+    rulesets: list[str]
+    """Numbers of those that guard it."""
     looks: int = 0
     dying: bool = False
 
@@ -58,6 +60,7 @@ class LambdaServer(Served):
         self.clock = clock
         self.machines_by_id: dict[str, Machine] = {}
         self.keys: dict[str, dict[str, str]] = {}
+        self.rulesets: dict[str, dict[str, Any]] = {}
         self.request_seconds, self.launch_seconds = 1.0, 12.0
         self.looks_until_active = 1
         self.looks_until_address = 2
@@ -83,12 +86,13 @@ class LambdaServer(Served):
         return [machine.body["name"] for machine in self.machines_by_id.values()]
 
     def leftovers(self) -> list[str]:
-        return [key["name"] for key in self.keys.values()]
+        return [one["name"] for one in (*self.keys.values(), *self.rulesets.values())]
 
     def forget_everything(self) -> None:
         super().forget_everything()
         self.machines_by_id.clear()
         self.keys.clear()
+        self.rulesets.clear()
         self.created.clear()
         self.fail_next.clear()
         self.hidden_seconds = 0.0
@@ -160,6 +164,33 @@ class LambdaServer(Served):
             raise error(400, "global/invalid-parameters", "There is no such SSH key.")
         return {}
 
+    def list_rulesets(self, asked: Asked) -> Any:
+        return [{**one, "instance_ids": self._behind(number)} for number, one in self.rulesets.items()]
+
+    def _behind(self, number: str) -> list[str]:
+        return [one for one, machine in self.machines_by_id.items() if number in machine.rulesets]
+
+    def add_ruleset(self, asked: Asked) -> Any:
+        if asked.body["region"] not in REGIONS:
+            raise error(400, "global/invalid-parameters", f"No region {asked.body['region']}.", "Name another.")
+        if asked.body["region"] == "us-south-1":
+            raise error(400, "global/invalid-parameters", "Firewall rules do not apply to us-south-1.", "None.")
+        if any(one["name"] == asked.body["name"] for one in self.rulesets.values()):
+            raise error(409, "global/duplicate", "A ruleset with this name exists.", "Take another name.")
+        number = uuid.uuid4().hex
+        made = {"id": number, **asked.body, "region": _region(asked.body["region"])}
+        self.rulesets[number] = {**made, "created": "2026-11-23T19:15:00Z", "instance_ids": []}
+        return self.rulesets[number]
+
+    def delete_ruleset(self, asked: Asked, number: str) -> Any:
+        if number not in self.rulesets:
+            raise error(404, "global/object-does-not-exist", "Firewall ruleset does not exist.", "Check its id.")
+        if self._behind(number):
+            message = "Firewall ruleset is in use by one or more instances."
+            raise error(400, "firewall-rulesets/firewall-ruleset-in-use", message, "Terminate them.")
+        del self.rulesets[number]
+        return {}
+
     def launch(self, asked: Asked) -> Any:
         if self.fail_next:
             status, code, message = self.fail_next.pop(0)
@@ -170,13 +201,16 @@ class LambdaServer(Served):
             raise error(404, "global/object-does-not-exist", f"{kind} in {region} does not exist", "Name another.")
         if not set(body["ssh_key_names"]) <= {key["name"] for key in self.keys.values()}:
             raise error(400, "global/object-does-not-exist", "The SSH key does not exist", "Register it.")
+        rulesets = [one["id"] for one in body.get("firewall_rulesets", [])]
+        if any(self.rulesets[one]["region"]["name"] != region for one in rulesets):
+            raise error(400, "global/invalid-parameters", "The ruleset is of another region.", "Name another.")
         if region not in KINDS[kind].regions:
             message = "Not enough capacity to fulfill launch request."
             raise error(400, "instance-operations/launch/insufficient-capacity", message, "Choose another region.")
         number = uuid.uuid4().hex
         self.created.append(body["name"])
         listed = time.monotonic() + self.hidden_seconds
-        self.machines_by_id[number] = Machine(_instance(number, body), self.on_created(body), listed)
+        self.machines_by_id[number] = Machine(_instance(number, body), self.on_created(body), listed, rulesets)
         return {"instance_ids": [number]}
 
     def list_instances(self, asked: Asked) -> Any:
@@ -242,6 +276,9 @@ _ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("GET", "/api/v1/ssh-keys", LambdaServer.list_keys),
     ("POST", "/api/v1/ssh-keys", LambdaServer.add_key),
     ("DELETE", "/api/v1/ssh-keys/(?P<number>[^/]+)", LambdaServer.delete_key),
+    ("GET", "/api/v1/firewall-rulesets", LambdaServer.list_rulesets),
+    ("POST", "/api/v1/firewall-rulesets", LambdaServer.add_ruleset),
+    ("DELETE", "/api/v1/firewall-rulesets/(?P<number>[^/]+)", LambdaServer.delete_ruleset),
     ("POST", "/api/v1/instance-operations/launch", LambdaServer.launch),
     ("GET", "/api/v1/instances", LambdaServer.list_instances),
     ("POST", "/api/v1/instance-operations/terminate", LambdaServer.terminate),

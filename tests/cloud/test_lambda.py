@@ -73,11 +73,12 @@ def order(offer: Offer = H100, **changed: Any) -> Order:
 
 def test_what_is_sent_is_what_a_dry_run_prints(cloud: Lambda, server: LambdaServer) -> None:
     image = "43336648-096d-4cba-9aa2-f9bb7727639d"
-    for wanted in (order(), order(attempt=2, image=image), order(attempt=3, image="my-family")):
-        cloud.tidy(RUN)
-        server.log.clear()
+    elsewhere = replace(H100, region="us-south-1", machine="gpu_8x_h100_sxm5")
+    for wanted in (order(elsewhere), order(image=image), order(attempt=2, image="my-family")):
+        server.forget_everything()
         cloud.create(wanted)
-        assert json.loads(json.dumps(cloud.requests(wanted))) == [one.as_json() for one in server.sent("POST")]
+        printed = json.dumps(cloud.requests(wanted)).replace("FIREWALL_RULESET", next(iter(server.rulesets), ""))
+        assert json.loads(printed) == [one.as_json() for one in server.sent("POST")]
     assert server.sent("POST")[-1].body["image"] == {"family": "my-family"}
 
 
@@ -97,10 +98,10 @@ def test_a_machine_from_offer_to_nothing(cloud: Lambda, server: LambdaServer) ->
     assert [one.state for one in cloud.find(RUN)] == ["stopping"]
     assert cloud.find(RUN) == []
     cloud.destroy(found)
-    cloud.create(order(run_id="20261123-191500-k3fa"))
-    others = server.leftovers()[1:]
+    other = "dtrain-20261123-191500-k3fa"
+    cloud.create(order(run_id=other.removeprefix("dtrain-")))
     cloud.tidy(RUN)
-    assert server.leftovers() == others, "what is another run's stays"
+    assert server.leftovers() == [other, f"{other}-us-west-1"], "what is another run's stays"
 
 
 def test_every_request_and_answer_is_as_lambda_describes_it(cloud: Lambda, server: LambdaServer) -> None:
@@ -111,13 +112,19 @@ def test_every_request_and_answer_is_as_lambda_describes_it(cloud: Lambda, serve
         with pytest.raises(api.ProviderError):
             cloud.create(order(attempt=2))
     with pytest.raises(api.NoSuchMachine):
-        cloud.create(order(replace(H100, region="us-west-9"), attempt=3))
+        cloud.create(order(replace(H100, machine="gpu_9x_h100"), attempt=3))
     assert checks.checked == len(server.log)
-    assert len(checks.seen) == 7
+    assert len(checks.seen) == 10
 
 
 def test_only_the_clients_address_may_log_in(cloud: Lambda) -> None:
-    script = cloud.requests(order())[1]["body"]["user_data"].splitlines()
+    """By Lambda's firewall where there is one, and by the machine itself."""
+    _, guard, launch = (one["body"] for one in cloud.requests(order()))
+    (rule,) = guard["rules"]
+    assert (rule["protocol"], rule["port_range"], rule["source_network"]) == ("tcp", [22, 22], "203.0.113.7/32")
+    assert (guard["region"], launch["firewall_rulesets"]) == ("us-west-1", [{"id": "FIREWALL_RULESET"}])
+    assert "firewall_rulesets" not in cloud.requests(order(client_address="2001:db8::7/128"))[-1]["body"]
+    script = launch["user_data"].splitlines()
     assert script[0] == "#!/bin/sh"
     assert "--dport 22 ! -s 203.0.113.7/32 -j DROP" in script[1]
     assert script[2:] == ["echo hello"]
@@ -150,11 +157,16 @@ def test_what_a_refused_launch_says(
     assert (server.leftovers() == []) is (kind is not api.OutcomeUnknown), "what may be asked for again keeps its key"
 
 
-def test_machines_of_one_run_share_its_key(cloud: Lambda, server: LambdaServer) -> None:
+def test_machines_of_one_run_share_its_key_and_its_firewall(cloud: Lambda, server: LambdaServer) -> None:
+    """Which stays as long as one of them is up, also where another order is refused."""
     for attempt in (1, 2):
         cloud.create(order(attempt=attempt))
-    assert server.leftovers() == [f"dtrain-{RUN}"]
-    assert len(server.sent("POST", "/ssh-keys$")) == 1
+    assert server.leftovers() == [f"dtrain-{RUN}", f"dtrain-{RUN}-us-west-1"]
+    assert len(server.sent("POST", "/ssh-keys$")) == len(server.sent("POST", "/firewall-rulesets$")) == 1
+    server.fail_next.append((400, "global/quota-exceeded", "Quota exceeded."))
+    with pytest.raises(api.QuotaReached):
+        cloud.create(order(attempt=3))
+    assert server.leftovers() == [f"dtrain-{RUN}-us-west-1"]
 
 
 def test_an_answer_that_is_lost_is_found_again(cloud: Lambda, server: LambdaServer) -> None:
@@ -165,6 +177,9 @@ def test_an_answer_that_is_lost_is_found_again(cloud: Lambda, server: LambdaServ
     (found,) = cloud.find(RUN)
     assert (server.created, cloud.abilities.idempotent_create) == ([found.name], False)
     cloud.destroy(found)
+    while cloud.find(RUN):
+        with pytest.raises(api.Throttled, match="in use"):
+            cloud.tidy(RUN)
     cloud.tidy(RUN)
     assert server.leftovers() == []
 
