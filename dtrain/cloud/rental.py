@@ -223,9 +223,9 @@ class Rental:
             return
         self.tell.show({})
         self.tell.say("over", f"{ending.reason}; {self.meter.cost_words(self.ledger.begun_standing())}")
-        self._publish(ending)
-        self.ledger.ended(ending.reason)
         remove_keys(self.book.run_id)
+        self._publish(ending)  # from here on the run is over for everybody
+        self.ledger.ended(ending.reason)
 
     def _publish(self, ending: Ending) -> None:
         ending.write_to(self.paths.published)
