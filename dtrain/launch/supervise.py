@@ -32,6 +32,7 @@ from dtrain.launch.ending import (
     put_aside_life,
     read_or_none,
 )
+from dtrain.launch.host_memory import HostMemory
 from dtrain.launch.process import adopt_orphans, end_run_processes, send
 from dtrain.launch.ranks import Rank, Ranks, first_failure, how_it_ended, was_interrupted
 from dtrain.launch.spec import LaunchSpec, environment, with_free_port
@@ -93,6 +94,7 @@ class Supervision:
         self.log = paths.launch_log
         self.ranks = Ranks(spec.ranks_per_node)
         self.watchdog = Watchdog(paths)
+        self.host_memory = HostMemory(paths)
         self.told = 0.0
         """When the ranks were last asked to stop: one that did not listen yet is asked again."""
         self.port_tries = 0
@@ -105,6 +107,7 @@ class Supervision:
             ending = self._ending()
             if ending is not None:
                 return ending
+            self.host_memory.look(self.ranks.alive)
             time.sleep(TICK_SECONDS)
 
     def _start(
@@ -142,7 +145,9 @@ class Supervision:
         try:
             told = read_json(self.paths.prepare_error)
         except (OSError, ValueError):
-            return Ending.now(self.paths, FAILED, f"preparing the data: the process {how_it_ended(code)}")
+            killed = self.host_memory.a_kill if code == -signal.SIGKILL else None
+            how = f"out of host memory, {killed}" if killed else f"the process {how_it_ended(code)}"
+            return Ending.now(self.paths, FAILED, f"preparing the data: {how}")
         return Ending.now(self.paths, told.get("code") or FAILED, f"preparing the data: {told.get('message')}")
 
     def _rank_failed(self) -> Ending | None:
@@ -155,6 +160,7 @@ class Supervision:
         while self.ranks.alive and time.monotonic() < deadline:
             time.sleep(TICK_SECONDS)
             self.ranks.update(self.torchrun.pid)
+        self.host_memory.explain(self._failed(excused))
         failure = first_failure(self._failed(excused), self.paths)
         return Ending.now(self.paths, failure.code, failure.reason, failure.rank)
 
@@ -195,6 +201,9 @@ class Supervision:
             self._start_torchrun()
             return None
         unread = self.ranks.unread
+        self.host_memory.explain(unread if code > 0 else [])
+        if self._failed({INTERRUPTED}):
+            return self._rank_failed()
         rank = unread[0].number if unread and code > 0 else None
         who = f"rank {rank} ended unexpectedly" if rank is not None else f"torchrun {how_it_ended(code)}"
         return Ending.now(self.paths, FAILED, f"{who}; see {self.log.name}", rank)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from dtrain.config.origins import Loaded
 from dtrain.errors import BadInput
@@ -30,6 +30,8 @@ class Shortage:
     """Where in a step; `loading` before there was one."""
     step: int
     """Optimizer steps done."""
+    kind: Literal["device", "host"] = "device"
+    """Which memory. Of the host `had_gib` is what all ranks of the machine held, libraries and all."""
 
     @property
     def needed_gib(self) -> float:
@@ -67,21 +69,39 @@ def next_plan(layout: Layout, shortage: Shortage, tried: Collection[Choice] = ()
     """
     if layout.loaded.config.deepspeed is not None:
         return None
-    profile, bias = _as_shown(layout, shortage)
+    known = (layout.choice, *tried)
     for freed in _freed(layout):
         config = layout.loaded.config.model_copy(update=freed)
+        run = replace(layout, loaded=replace(layout.loaded, config=config))
         try:
-            plan = make_plan(replace(layout.loaded, config=config), profile, layout.facts, bias=bias)
+            plan = _within_less_of_the_host(run, known) if shortage.kind == "host" else _within_what_was(run, shortage)
         except BadInput:  # it contradicts something else in the file
             continue
-        if plan.within_headroom and plan.choice not in (layout.choice, *tried):
+        if plan is not None and plan.within_headroom and plan.choice not in known:
             return plan
     return None
 
 
+def _within_what_was(layout: Layout, shortage: Shortage) -> Plan:
+    profile, bias = _as_shown(layout, shortage)
+    return make_plan(layout.loaded, profile, layout.facts, bias=bias)
+
+
+def _within_less_of_the_host(layout: Layout, known: Collection[Choice]) -> Plan | None:
+    """The kernel does not tell how much was missing: the next layout that is planned to take less than those known."""
+    room = float(layout.plan["host_memory_gib"])
+    while True:
+        profile = replace(layout.profile, host_memory_gib=min(room, layout.profile.host_memory_gib))
+        plan = make_plan(layout.loaded, profile, layout.facts, bias=_bias_of(layout))
+        less = plan.memory.host_memory_gib < room
+        if plan.choice not in known or not plan.within_headroom or not less:
+            return plan
+        room = plan.memory.host_memory_gib
+
+
 def _as_shown(layout: Layout, shortage: Shortage) -> tuple[Profile, Bias]:
     """The card with no more memory than could be had, and plans as much too low as this one was."""
-    memory, before = layout.plan["memory_gib"], layout.plan.get("bias", {})
+    memory, before = layout.plan["memory_gib"], _bias_of(layout)
     planned = memory["peak_allocated"]
     ratio = max(1.0, shortage.needed_gib / planned)
     beside = memory["peak_reserved"] / planned * shortage.had_gib + memory["peak_smi"] - memory["peak_reserved"]
@@ -89,8 +109,13 @@ def _as_shown(layout: Layout, shortage: Shortage) -> tuple[Profile, Bias]:
     words = (
         f"memory: {shortage.had_gib:.3g} GiB could be had where {shortage.needed_gib:.3g} were needed, × {ratio:.2f}"
     )
-    bias = Bias(before.get("memory", 1.0) * ratio, before.get("time", 1.0), before.get("runs", 0), words)
-    return replace(layout.profile, gpu=gpu), bias
+    return replace(layout.profile, gpu=gpu), replace(before, memory=before.memory * ratio, words=words)
+
+
+def _bias_of(layout: Layout) -> Bias:
+    """What the plan was corrected by."""
+    told = layout.plan.get("bias", {})
+    return Bias(told.get("memory", 1.0), told.get("time", 1.0), told.get("runs", 0))
 
 
 def _freed(layout: Layout) -> Iterator[dict[str, Any]]:

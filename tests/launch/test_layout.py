@@ -59,7 +59,7 @@ def test_rows_of_later_steps_cannot_change(paths: RunPaths, flag: str) -> None:
 
 def test_a_shortage_is_told_with_a_command_that_gives_the_layout_it_names(paths: RunPaths) -> None:
     peak = json.loads(paths.plan.read_text())["memory_gib"]["peak_allocated"]
-    short = {"had_gib": 0.5 * peak, "asked_gib": 0.1 * peak, "place": "backward", "step": 4}
+    short = {"had_gib": 0.5 * peak, "asked_gib": 0.1 * peak, "place": "backward", "step": 4, "kind": "device"}
     paths.logs.mkdir()
     paths.rank_error(1).write_text(json.dumps({"message": "out of memory", "shortage": short}))
     ending, again = shortage.after_shortage(paths, Ending(FAILED, "rank 1: out of memory", 4, 1.0, 1))
@@ -84,7 +84,10 @@ def test_replanned_by_itself_keeps_the_plan_before(paths: RunPaths) -> None:
     paths.config.write_text(paths.config.read_text().replace("on_oom: stop", "on_oom: replan"))
     peak = json.loads(before)["memory_gib"]["peak_allocated"]
     paths.logs.mkdir()
-    told = {"message": "out of memory", "shortage": {"had_gib": 0.5 * peak, "asked_gib": 0, "place": "x", "step": 0}}
+    told = {
+        "message": "out of memory",
+        "shortage": {"had_gib": 0.5 * peak, "asked_gib": 0, "place": "x", "step": 0, "kind": "device"},
+    }
     paths.rank_error(0).write_text(json.dumps(told))
     _, again = shortage.after_shortage(paths, Ending(FAILED, "rank 0: out of memory", 0, 1.0, 0))
     assert again
