@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import click
+
+from dtrain.cli.options import json_option
 
 
 @click.command("stop")
 @click.argument("run")
-def command(run: str) -> None:
+@json_option
+def command(run: str, as_json: bool) -> None:
     """Stop RUN: it finishes its step, saves a checkpoint and ends; `dtrain resume RUN` goes on from there.
 
     \b
@@ -17,12 +22,17 @@ def command(run: str) -> None:
     """
     from dtrain.launch import begin, registry
     from dtrain.launch.load import load
+    from dtrain.show.runs import run_json
 
     entry = registry.find(run)
     begin.refuse_ambiguous(run, entry)
-    if begin.status(entry).state == "done":
-        click.echo(f"{entry.id} ({entry.name}) has ended: done")
-        return
-    load(entry.launcher).cancel(entry.submitted())
     status = begin.status(entry)
-    click.echo(f"{entry.id} ({entry.name}) is {status.state}: {status.reason}")
+    ended = status.state == "done"
+    if not ended:
+        load(entry.launcher).cancel(entry.submitted())
+        status = begin.status(entry)
+    if as_json:
+        click.echo(json.dumps({"schema_version": 1, **run_json(entry, status)}, indent=2))
+        return
+    told = "has ended: done" if ended else f"is {status.state}: {status.reason}"
+    click.echo(f"{entry.id} ({entry.name}) {told}")

@@ -81,6 +81,7 @@ _OPTIMIZERS = {
 }  # fmt: skip
 """transformers.training_args.OptimizerNames and Axolotl's CustomSupportedOptimizers: names of one optimizer."""
 
+_TEMPLATE = "chat_template; launch refuses the names of Axolotl's own files, but for chatml"
 _SPELLINGS: dict[str, Rule] = {
     "sequence_length": Alias("sequence_len", note="Axolotl drops it in silence and trains at 512"),
     "sequence_parallel_degree": Alias("sequence_parallel_size"),
@@ -112,13 +113,14 @@ _SPELLINGS: dict[str, Rule] = {
     "base_model_config": Moved(moves.base_model_config, "base_model"),
     "eval_sequence_len": Moved(moves.eval_sequence_len, "sequence_len"),
     "plugins": Moved(moves.plugins, "nothing"),
+    "chat_template": Moved(moves.chat_template, _TEMPLATE),
     # our own keys, some values spelled otherwise
     "gradient_checkpointing": Ours({True: "full", False: "none"}),
     "optimizer": Ours(_OPTIMIZERS),
     "lr_scheduler": Ours({"warmup_stable_decay": "wsd"}),
     "torch_compile": Ours({"auto": None}),
     **dict(_each("eval_steps evals_per_epoch save_steps saves_per_epoch save_total_limit max_steps", _NO_ZERO)),
-    **dict(_each("early_stopping_patience eval_batch_size adapter deepspeed chat_template", _NO_ZERO)),
+    **dict(_each("early_stopping_patience eval_batch_size adapter deepspeed", _NO_ZERO)),
     **dict(_each("wandb_project wandb_entity wandb_name wandb_run_id wandb_mode dataset_prepared_path", _NO_ZERO)),
 }
 
@@ -195,7 +197,8 @@ _REFUSED: tuple[tuple[str, str, str], ...] = (  # what would have happened, what
         model_quantization_config model_quantization_config_kwargs use_onebitllms dense_mixer
         llama4_linearized_experts scaling_softmax scaling_softmax_factor scaling_softmax_bias fp32_norms
         fp32_norm_classes embeddings_skip_upcast sage_attention s2_attention"""),
-    ("the weights would have been trained without this quantization", "adapter: qlora with load_in_4bit: true", """
+    ("the weights would have been trained without this quantization",
+        "leave it out; `load_in_4bit: true` with `adapter: qlora` quantizes the linear layers", """
         gptq qat quantization quantize_moe_experts nonexpert_quantization nvfp4_merge_aware
         nvfp4_merge_aware_start_step dsv4_fp8_nonexpert_mode dsv4_fp8_lora_kernel dsv4_shared_mlp_lora_kernel
         dsv4_bf16_all dsv4_fp4_grouped_mode gemma4_fp8_nonexpert gemma4_nf4_nonexpert llmcompressor
@@ -302,6 +305,7 @@ _DATASET_REFUSED: tuple[tuple[str, str, str], ...] = (
 
 DATASET_KEYS: Table = {
     "type": Moved(moves.dataset_type, "type"),
+    "chat_template": Moved(moves.chat_template, _TEMPLATE),
     "message_field_role": Alias("message_property_mappings.role"),
     "message_field_content": Alias("message_property_mappings.content"),
     "text_column": Alias("field"),

@@ -19,6 +19,7 @@ def json_schema() -> dict[str, Any]:
     schema = Config.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "dtrain"
+    schema["schema_version"] = 1  # dtrain's, as in all it prints; to JSON Schema a word without meaning
     schema["properties"] |= _other_names(KEYS, schema["properties"])
     dataset = schema["$defs"]["Dataset"]["properties"]
     dataset |= _other_names(DATASET_KEYS, dataset)

@@ -5,13 +5,14 @@ Axolotl 0.18 ignores keys that it does not know, at every depth, without a word 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dtrain.config import axolotl, load
 from dtrain.config.alias import Lookalike, Refused, asks_nothing
+from dtrain.config.find import MAX_FILE_BYTES
 from dtrain.config.origins import KeyPath, dotted
 from dtrain.config.schema import Config, Dataset, PromptFormat
 from dtrain.config.tree import Node
@@ -39,10 +40,10 @@ class Imported:
     config: str
 
 
-def from_axolotl(path: Path | str) -> Imported:
+def from_axolotl(path: Path | str, sets: Sequence[str] = ()) -> Imported:
     """Read an Axolotl file. BadInputs for what dtrain does not do, as when it is loaded."""
     path = Path(path)
-    tree, errors = load.tree_of(load.text_of(path), str(path))
+    tree, errors = load.tree_of(load.text_of(path), str(path), sets)
     lost: list[Lost] = []
     if tree.is_mapping:
         lost += _changed(tree.value)
@@ -53,8 +54,9 @@ def from_axolotl(path: Path | str) -> Imported:
 
 
 def _in_order(tree: Node) -> Node:
-    """The keys in the file's order: translation puts a renamed one last."""
-    return replace(tree, value=dict(sorted(tree.value.items(), key=lambda item: item[1].origin.line or 0)))
+    """The keys in the file's order, flags after them: translation puts a renamed one last."""
+    lines = {key: node.origin.line for key, node in tree.value.items()}
+    return replace(tree, value=dict(sorted(tree.value.items(), key=lambda item: lines[item[0]] or MAX_FILE_BYTES)))
 
 
 def _changed(keys: dict[str, Node]) -> Iterator[Lost]:

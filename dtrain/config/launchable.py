@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dtrain.config.moves import AXOLOTLS_TEMPLATES
 from dtrain.config.origins import Loaded
 from dtrain.config.tree import error_at
 from dtrain.errors import BadInput
@@ -18,12 +19,14 @@ def _one_of(*values: str) -> Callable[[Any], bool]:
     return lambda value: value in values
 
 
+_OWN_TEMPLATE = "chat_template: tokenizer_default (the model's own), or write its text under chat_template_jinja"
 NOT_YET: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # key, what launch cannot do with it, what it can
     ("plan_as", _is_set, "leave plan_as out: it describes another framework, to plan for it"),
     ("torch_compile", _is_set, "torch_compile: false"),
     ("fp8", _is_set, "fp8: false, and bf16: auto"),
     ("offload_optimizer", _one_of("nvme"), "offload_optimizer: cpu"),
     ("offload_params", _one_of("nvme"), "offload_params: cpu"),
+    ("chat_template", _one_of(*AXOLOTLS_TEMPLATES), _OWN_TEMPLATE),
     (
         "optimizer",
         _one_of("adamw_torch_8bit", "adamw_torch_4bit", "muon"),
@@ -39,9 +42,13 @@ def can_launch(key: str, value: Any) -> bool:
 
 def launch_refusals(loaded: Loaded) -> list[BadInput]:
     """An error for each key that `plan` understands and `launch` would not honour; empty when it can start."""
+    said = [(key, getattr(loaded.config, key), refused, instead) for key, refused, instead in NOT_YET]
+    for name in ("datasets", "test_datasets"):
+        for index, dataset in enumerate(getattr(loaded.config, name) or ()):
+            key = f"{name}[{index}].chat_template"
+            said.append((key, dataset.chat_template, _one_of(*AXOLOTLS_TEMPLATES), _OWN_TEMPLATE))
     found = []
-    for key, refused, instead in NOT_YET:
-        value = getattr(loaded.config, key)
+    for key, value, refused, instead in said:
         if refused(value):
             told = value if isinstance(value, str | int | bool) else None
             message = "dtrain can plan for this, but launch cannot run it yet"

@@ -14,6 +14,7 @@ import yaml
 from dtrain import assets
 from dtrain.config import axolotl, deepspeed_read, rules
 from dtrain.config.find import find_file, read_small
+from dtrain.config.idle import idle_keys
 from dtrain.config.origins import KeyPath, Loaded, Origin, dotted
 from dtrain.config.schema import Config
 from dtrain.config.tree import Dumper, Node, error_at, read
@@ -45,21 +46,22 @@ def as_yaml(plain: Any) -> str:
 
 
 def _loaded(text: str, name: str, file: Path | None, sets: Sequence[str]) -> Loaded:
-    tree, errors = tree_of(text, name)
+    tree, errors = tree_of(text, name, sets)
+    return replace(from_tree(tree, errors, file), sets=tuple(sets))
+
+
+def tree_of(text: str, name: str, sets: Sequence[str] = ()) -> tuple[Node, list[BadInput]]:
+    """The tree of a text with flags over it, its duplicate keys and bad flags; BadInputs when it is not YAML."""
+    try:
+        tree, errors = read(text, Origin("file", name))
+    except BadInput as error:
+        raise BadInputs([error]) from None
     for said in sets if tree.is_mapping else ():
         try:
             tree = with_flag(tree, said)
         except BadInput as error:
             errors.append(error)
-    return replace(from_tree(tree, errors, file), sets=tuple(sets))
-
-
-def tree_of(text: str, name: str) -> tuple[Node, list[BadInput]]:
-    """The tree of a text, and its duplicate keys; BadInputs when it is not YAML."""
-    try:
-        return read(text, Origin("file", name))
-    except BadInput as error:
-        raise BadInputs([error]) from None
+    return tree, errors
 
 
 def from_tree(tree: Node, errors: Sequence[BadInput], file: Path | None) -> Loaded:
@@ -75,7 +77,8 @@ def from_tree(tree: Node, errors: Sequence[BadInput], file: Path | None) -> Load
     if found or config is None:
         raise BadInputs(sorted(_without_echoes(found), key=lambda error: error.line or 0))
     origins = {dotted(path): node.origin for path, node in tree.walk() if path}
-    return Loaded(config, origins, (*translated.notes, *resolved.notes, *rules.remarks(config)), file)
+    notes = (*translated.notes, *resolved.notes, *rules.remarks(config), *idle_keys(config))
+    return Loaded(config, origins, notes, file)
 
 
 def _without_echoes(errors: list[BadInput]) -> list[BadInput]:

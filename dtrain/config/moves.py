@@ -234,6 +234,27 @@ def _say_stage(work: Work, said: str, node: Node, stage: int) -> None:
     work.note(node, f"`{said}` is read as `zero_stage: {stage}` ({_FSDP_NOTE})")
 
 
+# --- chat templates -----------------------------------------------------------------------------------------------
+
+AXOLOTLS_TEMPLATES = frozenset({
+    "alpaca", "aya", "cohere", "command_a", "command_a_rag", "command_a_tool_use", "deepseek_v2", "deepseek_v3",
+    "exaone", "exaone4", "falcon_h1", "gemma", "gemma3", "gemma3n", "gemma4", "gemma4_unified", "jamba", "llama3",
+    "llama3_2_vision", "llama4", "llava", "metharme", "mistral_v1", "mistral_v2v3", "mistral_v3_tekken",
+    "mistral_v7_tekken", "nemotron_h", "phi_3", "phi_35", "phi_4", "pixtral", "qwen2_vl", "qwen3", "qwen3_5",
+    "qwen_25",
+})  # fmt: skip
+"""Templates that Axolotl ships as files (axolotl 0.18, utils/chat_templates/templates), but for chatml, which is ours
+too. No length depends on them as planned, so `plan` goes on; `launch` refuses them."""
+
+
+def chat_template(work: Work, name: str, node: Node) -> None:
+    """A template by the name of one of Axolotl's files."""
+    if asks_nothing(node):
+        work.keys[name] = replace(node, value=None)
+    elif isinstance(node.value, str) and node.value in AXOLOTLS_TEMPLATES:
+        work.note(node, f"`{name}: {node.value}` is a file of Axolotl's: launch needs tokenizer_default, or its text")
+
+
 # --- datasets -----------------------------------------------------------------------------------------------------
 
 _SAME_TYPE = {

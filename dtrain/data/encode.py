@@ -13,7 +13,17 @@ import numpy as np
 
 from dtrain.config.schema import Config, Dataset, PromptFormat
 from dtrain.data.chat import Chat
-from dtrain.data.formats import ALPACA, Completion, Example, Format, Prompted, RowProblem, TokenRow, check_templates
+from dtrain.data.formats import (
+    ALPACA,
+    Completion,
+    Example,
+    Format,
+    Prompted,
+    RowProblem,
+    TokenRow,
+    check_columns,
+    check_templates,
+)
 from dtrain.data.locate import open_source
 from dtrain.data.pack import IntArray
 from dtrain.data.rows import trained_positions
@@ -99,7 +109,8 @@ def make_format(part: Part, config: Config, tokenizer: Any, encoder: Encoder) ->
     if "input_ids" in first:
         return TokenRow(len(tokenizer))
     if isinstance(dataset.type, PromptFormat):
-        if errors := check_templates(dataset.type, part.key):
+        head = part.source.read(range(min(BATCH_ROWS, len(part.source))))
+        if errors := [*check_templates(dataset.type, part.key), *check_columns(dataset.type, head, part.key)]:
             raise BadInputs(errors)
         return Prompted(dataset.type, encoder, inputs)
     if dataset.type == "alpaca":
@@ -184,10 +195,13 @@ class Problems:
         problem, rows = self.first[same], self.rows[same]
         file, line = self.part.source.where(rows[0])
         key = f"{self.part.key}.{problem.key}" if problem.key != "train_tokenizer" else problem.key
+        fix = problem.fix
         if problem.key.startswith("field_") and isinstance(self.part.dataset.type, PromptFormat):
             key = f"{self.part.key}.type.{problem.key}"
+        elif self.part.dataset.type == "alpaca":  # its columns have no keys
+            key, fix = f"{self.part.key}.type", "name yours: type: {field_instruction: …, field_output: …, format: …}"
         words = f"{problem.message} ({row_numbers(rows)})"
-        return BadInput(words, file=file, line=line, key=key, fix=problem.fix)
+        return BadInput(words, file=file, line=line, key=key, fix=fix)
 
 
 def row_numbers(rows: Sequence[int]) -> str:

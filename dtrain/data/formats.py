@@ -178,6 +178,19 @@ def check_templates(how: PromptFormat, key: str) -> list[BadInput]:
     ]  # fmt: skip
 
 
+def check_columns(how: PromptFormat, rows: Sequence[Row], key: str) -> list[BadInput]:
+    """Columns that may be missing in a row, said by name, and in none of these rows."""
+    names = [(name, getattr(how, name)) for name in ("field_input", "field_system")]
+    said = [(name, column) for name, column in names if column != PromptFormat.model_fields[name].default]
+    return [
+        BadInput(
+            f"none of the first {len(rows)} rows has this column; the first has {columns(rows[0])}",
+            key=f"{key}.type.{name}", value=column, fix=f"leave it out, or {_near(rows[0], name, column)}",
+        )
+        for name, column in said if not any(column in row for row in rows)
+    ]  # fmt: skip
+
+
 def _template_error(template: str, given: tuple[str, ...], key: str) -> BadInput | None:
     try:
         template.format(**dict.fromkeys(given, ""))
@@ -250,5 +263,5 @@ def _near(row: Row, key: str, column: str) -> str:
     import difflib
 
     alike = [difflib.get_close_matches(word, row, n=1) for word in (column, key.removeprefix("field_"))]
-    near = next((found for found in alike if found), list(row)[:1])
-    return f"{key}: {near[0]}" if near else "give the rows this column"
+    near = next((found for found in alike if found), None)
+    return f"{key}: {near[0]}" if near else f"{key}: one of these columns"

@@ -22,6 +22,9 @@ CHATML = (
 )
 """OpenAI's ChatML, the one template that is ours to name."""
 
+_FALLBACK = "tokenizer_default_fallback_"
+"""Before the name of a template for tokenizers that have none, as in Axolotl."""
+
 _CONTROL_TEXT = re.compile(r"<\|[^|<>\s]+\|>|<(?:start|end)_of_turn>")
 """Control tokens as prompt formats and chat templates write them."""
 
@@ -95,6 +98,8 @@ def with_special_tokens(tokenizer: Any, config: Config) -> Any:
 def chat_template(said: str | None, jinja: str | None, tokenizer: Any, key: str) -> str | None:
     """The template text for what a config says; None leaves the tokenizer as it is."""
     own = tokenizer.chat_template
+    if said is not None and said.startswith(_FALLBACK):
+        said = "tokenizer_default" if own else said.removeprefix(_FALLBACK)
     if said is None or said == "tokenizer_default":
         return jinja or (own.get("default") if isinstance(own, dict) else None)
     if said == "jinja":

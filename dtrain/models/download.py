@@ -89,10 +89,10 @@ def _refused(name: str, url: str, status: int, code: str) -> BadInput:
 
 def _unreachable(name: str, reason: str) -> BadInput:
     near = nearest_names(name)
-    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    meant = f"did you mean {' or '.join(near)}? Or " if near else ""
     return BadInput(
         f"not in dtrain's catalogue nor in the local cache, and the hub cannot be asked: {reason}",
         key="base_model",
         value=name,
-        fix=f"{meant}Or put its config.json into a folder and name that folder as base_model",
+        fix=f"{meant}put its config.json into a folder and name that folder as base_model",
     )

@@ -8,6 +8,7 @@ import pytest
 
 from dtrain.config.alias import Alias, Lookalike, Refused
 from dtrain.config.axolotl import DATASET_KEYS, KEYS
+from dtrain.config.launchable import launch_refusals
 from dtrain.config.schema import Config, Dataset, GradientCheckpointingKwargs, SpecialTokens
 
 AXOLOTL = json.loads((Path(__file__).parent / "axolotl_keys.json").read_text())
@@ -209,3 +210,11 @@ def test_nested_keys_of_axolotl_are_known(config: Any) -> None:
         config(f"fsdp_config: {{{key}: null}}\n" if "strategy" not in key else f"fsdp_config: {{{key}: FULL_SHARD}}\n")
     for outer in ("device_map", "accelerator_config", "flex_attn_compile_kwargs"):
         assert any(outer in note for note in config(f"{outer}: {{a: 1}}\n").notes)
+
+
+def test_a_template_of_axolotls_is_planned_and_not_launched(config: Any) -> None:
+    loaded = config("chat_template: gemma3\n", "datasets[0].chat_template=llama3")
+    assert any("`chat_template: gemma3` is a file of Axolotl's" in note for note in loaded.notes)
+    assert [error.key for error in launch_refusals(loaded)] == ["chat_template", "datasets[0].chat_template"]
+    assert not launch_refusals(config("chat_template: chatml\n"))
+    assert config("chat_template:\n").config.chat_template is None

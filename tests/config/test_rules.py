@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dtrain.config.launchable import NOT_YET, launch_refusals
-from dtrain.config.load import loads
+from dtrain.config.load import dump, loads
 
 
 @pytest.mark.parametrize(
@@ -81,3 +81,15 @@ def test_launch_takes_the_defaults_and_every_key_it_may_refuse_exists() -> None:
     loaded = loads("base_model: x\ndatasets: [{path: a}]\n")
     assert launch_refusals(loaded) == []
     assert all(hasattr(loaded.config, key) for key, _, _ in NOT_YET)
+
+
+def test_keys_without_effect_are_told_and_a_runs_own_file_stays_quiet(config: Any) -> None:
+    said = config("lora_r: 16\nlora_alpha: 32\nlr_scheduler: constant\ncosine_min_lr_ratio: 0.1\nadam_beta2: 0.95\n")
+    idle = [note for note in said.notes if note.startswith("without effect")]
+    assert idle == [
+        "without effect: lora_r, lora_alpha (there is no `adapter`: every weight is trained)",
+        "without effect: cosine_min_lr_ratio (this `lr_scheduler` never decays)",
+    ]
+    assert not config("adapter: lora\nlora_r: 16\n").notes
+    whole = loads(dump(config("").config))
+    assert not whole.notes

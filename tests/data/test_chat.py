@@ -146,6 +146,9 @@ def test_train_on_inputs_trains_the_whole_conversation(chatted: Callable[..., Pr
 
 def test_the_file_s_template_and_the_entry_s_win_over_the_tokenizer_s(chatted: Callable[..., Prepared]) -> None:
     assert trained(chatted([FOUR[:2]], None, chat_template="chatml")) == ["fine thanks<|im_end|>"]
+    fallback = "tokenizer_default_fallback_chatml"
+    assert trained(chatted([FOUR[:2]], None, chat_template=fallback)) == ["fine thanks<|im_end|>"]
+    assert trained(chatted([FOUR[:2]], GEMMA, chat_template=fallback)) == ["fine thanks<end_of_turn>"]
     by_text = chatted([FOUR[:2]], CHATML, chat_template="jinja", chat_template_jinja=GEMMA)
     assert trained(by_text) == ["fine thanks<end_of_turn>"]
     assert tokenizer_of(by_text).chat_template == GEMMA  # what was trained is what the model ships with

@@ -161,6 +161,14 @@ def test_a_misspelt_output_field_names_the_columns_there_are(made: Callable[...,
     assert (error.line, error.exit_code) == (1, 2)
 
 
+def test_a_misspelt_input_field_is_not_read_as_rows_without_input(made: Callable[..., Prepared]) -> None:
+    rows = [{"synopsis": "a", "story": "b"}, {"synopsis": "a", "story": "b", "context": "c"}]
+    with pytest.raises(BadInputs, match="none of the first 2 rows has this column") as caught:
+        made(rows, {**STORY, "field_input": "contxt"})
+    assert caught.value.errors[0].key == "datasets[0].type.field_input"
+    assert made(rows, {**STORY, "field_input": "context"})
+
+
 def test_the_rows_that_lack_a_field_or_hold_null_are_named(made: Callable[..., Prepared]) -> None:
     rows = [
         {"synopsis": "a", "story": "b"},
