@@ -45,7 +45,8 @@ def _exported(run: str, folder: Path | None, step: int | None, merge: bool) -> t
     """The folder that was written, and of which step."""
     from dtrain.cli.model_folder import config_of, export_folder, holds_model
     from dtrain.launch import registry
-    from dtrain.train import adapters, checkpoint
+    from dtrain.train import checkpoint
+    from dtrain.train import merge as merging
     from dtrain.train.export_checkpoint import Source, export_checkpoint
 
     paths = RunPaths(Path(registry.find(run).folder))
@@ -66,7 +67,7 @@ def _exported(run: str, folder: Path | None, step: int | None, merge: bool) -> t
     if merge:
         with tempfile.TemporaryDirectory() as beside:
             export_checkpoint(source, Path(beside))
-            adapters.merge(Path(beside), out)
+            merging.merge(Path(beside), out)
     else:
         export_checkpoint(source, out)
     return out, found.step

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from dtrain.config.schema import Config
 from dtrain.errors import BadInput, RunFailed
+from dtrain.files import read_json
+from dtrain.train import own_attention, shards
 
 COMMON_TARGETS = ("q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv")
 """Where a file names no targets: peft's own defaults for most families (peft/utils/constants.py)."""
-
-
-LARGEST_MERGE_CHANGE = 1e-3
-"""Of a logit, relative to the spread of all: fp32 rounding gives 1e-6, a wrong merge gives 1."""
 
 
 def quantization(config: Config, compute: torch.dtype) -> Any:
@@ -109,34 +108,47 @@ def is_adapter(folder: Path) -> bool:
 
 def read(folder: Path, dtype: Any = "auto") -> Any:
     """The base model with the adapter of `folder` on it, by peft: transformers alone misses DoRA's magnitudes."""
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(
-        PeftConfig.from_pretrained(str(folder)).base_model_name_or_path, dtype=dtype
-    )
+    told = own_attention.honoured(folder)
+    base = AutoModelForCausalLM.from_pretrained(base_of(folder), dtype=dtype, **told)
     return PeftModel.from_pretrained(base, str(folder))
 
 
-def merge(adapter: Path, out: Path) -> float:
-    """Write the full-precision base with the adapter merged into it. Returns the largest change of a logit, relative
-    to their spread, between adapter and merged model on a probe of 32 tokens; RunFailed where it is not small.
+PREFIX = "base_model.model."
+"""Of names in a file of peft's."""
 
-    Merged in fp32, whatever the run's precision: a 16-bit or 4-bit merge rounds the adapter away (peft#2321).
-    """
-    from peft import PeftConfig
-    from transformers import AutoConfig, AutoTokenizer
 
-    stored = AutoConfig.from_pretrained(PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path).dtype
-    tuned = read(adapter, torch.float32).eval()
-    ids = torch.arange(32)[None] % tuned.config.get_text_config().vocab_size
-    with torch.no_grad():
-        before = tuned(input_ids=ids).logits
-        merged = tuned.merge_and_unload()
-        after = merged(input_ids=ids).logits
-    change = float((after - before).abs().max() / before.std())
-    if not change < LARGEST_MERGE_CHANGE:  # also NaN
-        raise RunFailed(f"merging changes the logits by {change:.2%} of their spread", file=str(out))
-    merged.to(stored or torch.float32).save_pretrained(out)
-    AutoTokenizer.from_pretrained(adapter).save_pretrained(out)
-    return change
+def name_on_disk(parameter: str) -> str:
+    """A trained parameter's name in peft's file: without peft's name of the adapter, and a magnitude's `.weight`."""
+    name = parameter.removeprefix(PREFIX).replace(".modules_to_save.default", "").replace(".default", "")
+    return PREFIX + name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+
+
+def compare(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Read an adapter's file back: RunFailed unless it has these weights, bit for bit. The base stays where it is."""
+    wanted = {name_on_disk(name): tensor for name, tensor in weights.items()}
+    file = folder / "adapter_model.safetensors"
+    with safe_open(file, framework="pt") as handle:
+        missing = sorted(wanted.keys() - set(handle.keys()))
+    if missing:
+        raise RunFailed(
+            f"the exported adapter does not hold all that was trained: {missing[:5]}", file=str(file),
+            fix="the checkpoint is untouched; report this",
+        )  # fmt: skip
+    shards.compare(file, wanted)
+
+
+def base_of(folder: Path) -> str:
+    """The folder or hub name of the model that an adapter lies on."""
+    return str(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
+
+
+def without_weights(name: str) -> Any:
+    """A model in fp32 whose buffers are real and whose weights take no memory."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), dtype=torch.float32)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dtrain.errors import RunFailed
 from dtrain.files import sync_file, sync_folder
-from dtrain.train import adapters
+from dtrain.train import adapters, own_attention
+from dtrain.train.attention import UNLIMITED, Sight
 from dtrain.train.loss import LossModel
 from dtrain.train.ranks import Ranks
 from dtrain.train.tensor_parallel import part_of
@@ -37,10 +38,14 @@ def whole_weights(model: Any, is_first: bool, only_trained: bool = False) -> Ite
             yield name, whole.detach().cpu().clone() if is_first else None
 
 
-def export(loss_model: LossModel, tokenizer: Any, folder: Path, ranks: Ranks, stop_tokens: Sequence[int] = ()) -> None:
+def export(
+    loss_model: LossModel, tokenizer: Any, folder: Path, ranks: Ranks, stop_tokens: Sequence[int] = (),
+    sight: Sight = UNLIMITED,
+) -> None:  # fmt: skip
     """Write config, weights and tokenizer into `folder`, and check them by a reload before any file is in its place.
 
-    `stop_tokens`: what trained turns end in; generation stops there, whatever the base model said.
+    `stop_tokens`: what trained turns end in; generation stops there, whatever the base model said. `sight`: what the
+    config let tokens look back at.
     """
     model = loss_model.model
     adapted = bool(getattr(model, "peft_config", None))  # then the base stays where it is
@@ -54,6 +59,7 @@ def export(loss_model: LossModel, tokenizer: Any, folder: Path, ranks: Ranks, st
             model.generation_config.eos_token_id = list(stop_tokens)
         model.save_pretrained(beside, state_dict=weights, is_main_process=True)
         tokenizer.save_pretrained(beside)
+        own_attention.mark(beside, sight)
         verify(beside, weights, type(model))
         for path in sorted(beside.iterdir()):
             sync_file(path)
@@ -66,21 +72,19 @@ def export(loss_model: LossModel, tokenizer: Any, folder: Path, ranks: Ranks, st
 def verify(folder: Path, weights: dict[str, Tensor], model_class: type[Any]) -> None:
     """Load the folder as a stranger would and compare every tensor, bit for bit, with what was trained."""
     if adapters.is_adapter(folder):
-        found = {name.removeprefix("base_model.model."): t for name, t in adapters.read(folder).state_dict().items()}
-        wrong = {}
-    else:
-        loaded, told = model_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
-        found = loaded.state_dict()
-        kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-        wrong = {kind: sorted(map(str, told[kind])) for kind in kinds if told.get(kind)}
-    different = [
-        name
-        for name, tensor in weights.items()  # peft reads 16-bit adapters as fp32
-        if name not in found or not torch.equal(found[name].to(tensor.dtype), tensor)
-    ]
+        adapters.compare(folder, weights)
+        return
+    loaded, told = model_class.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    found = loaded.state_dict()
+    wrong = {kind: sorted(map(str, told[kind])) for kind in WRONG_KEYS if told.get(kind)}
+    different = [name for name, tensor in weights.items() if name not in found or not torch.equal(found[name], tensor)]
     if wrong or different:
         raise RunFailed(
             f"the exported model does not reload as it was trained: {wrong or ''} {different[:5] or ''}",
             file=str(folder),
             fix="the checkpoints are untouched; `dtrain export` writes the model again",
         )
+
+
+WRONG_KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys")
+"""Of what transformers tells of loading a folder."""

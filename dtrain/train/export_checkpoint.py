@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,11 @@ from torch import Tensor
 
 from dtrain.config.schema import Config
 from dtrain.errors import RunFailed
-from dtrain.files import write_json
-from dtrain.train import adapters, tensor_file
-from dtrain.train.export import verify
+from dtrain.train import adapters, own_attention, shards
+from dtrain.train.attention_choice import sight_of
+from dtrain.train.export import WRONG_KEYS
 from dtrain.train.model import DTYPES, read_config
 from dtrain.train.state_files import Stored, stored_in, whole_parameter
-
-SHARD_BYTES = 2 * 2**30
-"""Of a file of weights; a larger tensor has a file of its own."""
-READ_AT_ONCE = 2**24
-"""Elements compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -36,22 +31,24 @@ class Source:
     """What trained turns end in; generation stops there, whatever the base model said."""
 
 
-def export_checkpoint(source: Source, out: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write config, weights and tokenizer into `out`. Full models are streamed and compared with the checkpoint tensor
-    by tensor; adapters are small, and the whole model is loaded with them. RunFailed when `out` is not the same."""
+def export_checkpoint(source: Source, out: Path, shard_bytes: int = shards.SHARD_BYTES) -> None:
+    """Write config, weights and tokenizer into `out`, and compare what the disk has with the checkpoint, tensor by
+    tensor. RunFailed when `out` is not the same."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(source.tokenizer)
     model = _described(source, len(tokenizer))
     stored = stored_in(source.checkpoint)
     out.mkdir(parents=True, exist_ok=True)
-    if source.config.adapter is None and not source.config.trust_remote_code:
+    if source.config.adapter is None:
         _write_config(model, source.precision, out)
-        _stream(model, stored, out, shard_bytes)
+        shards.write(_tensors(model, stored), out, shard_bytes)
+        _refuse_other_names(model, out)
     else:
         weights = {name: _of(stored, name, parameter) for name, parameter in _trained(model)}
         model.save_pretrained(out, state_dict=weights)
-        verify(out, weights, type(model))
+        adapters.compare(out, weights)
+    own_attention.mark(out, sight_of(source.config))
     tokenizer.save_pretrained(out)
 
 
@@ -82,9 +79,13 @@ def _of(stored: Sequence[Stored], name: str, parameter: Tensor) -> Tensor:
 
 
 def _write_config(model: Any, precision: str, out: Path) -> None:
+    from transformers.dynamic_module_utils import custom_object_save
+
     model.config.architectures = [type(model).__name__]
     model.config.dtype = str(DTYPES[precision]).removeprefix("torch.")
     model.config.save_pretrained(out)
+    if getattr(model, "_auto_class", None) is not None:  # code of its own, which the folder then carries
+        custom_object_save(model, out, config=model.config)
     if model.can_generate():
         model.generation_config.save_pretrained(out)
 
@@ -92,58 +93,12 @@ def _write_config(model: Any, precision: str, out: Path) -> None:
 # --- weights ------------------------------------------------------------------------------------------------------
 
 
-def _stream(model: Any, stored: Sequence[Stored], out: Path, shard_bytes: int) -> None:
-    shards = []
-    for number, tensors in enumerate(_shards(model, stored, shard_bytes), start=1):
-        file = out / f"shard-{number}.safetensors"
-        tensor_file.write(file, tensor_file.Content(tensors, {"format": "pt"}))
-        _compare(file, tensors)
-        shards.append((file, {name: tensor.nbytes for name, tensor in tensors.items()}))
-        del tensors
-    _name(shards, out)
-    _refuse_other_names(model, out)
-
-
-def _shards(model: Any, stored: Sequence[Stored], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
-    """Tensors under their names on disk, as many as fit into a shard."""
+def _tensors(model: Any, stored: Sequence[Stored]) -> Iterator[dict[str, Tensor]]:
+    """Under their names on disk."""
     from transformers.core_model_loading import revert_weight_conversion  # fused experts, and the like, taken apart
 
-    shard: dict[str, Tensor] = {}
     for name, parameter in _trained(model):
-        ready = revert_weight_conversion(model, {name: _of(stored, name, parameter)})
-        size = sum(tensor.nbytes for tensor in (*shard.values(), *ready.values()))
-        if shard and size > shard_bytes:
-            yield shard
-            shard = {}
-        shard |= {name: tensor.contiguous() for name, tensor in ready.items()}
-    yield shard
-
-
-def _compare(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """What the disk has, bit for bit."""
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as handle:
-        for name, tensor in tensors.items():
-            found = handle.get_tensor(name).reshape(-1)
-            flat = tensor.reshape(-1)
-            for at in range(0, flat.numel(), READ_AT_ONCE):
-                if not torch.equal(found[at : at + READ_AT_ONCE], flat[at : at + READ_AT_ONCE]):
-                    raise RunFailed(f"{name} does not read back as it was written", file=str(file))
-
-
-def _name(shards: Sequence[tuple[Path, Mapping[str, int]]], out: Path) -> None:
-    """Hugging Face's names: one file, or numbered ones and an index."""
-    if len(shards) == 1:
-        shards[0][0].replace(out / "model.safetensors")
-        return
-    weight_map: dict[str, str] = {}
-    for number, (file, sizes) in enumerate(shards, start=1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        file.replace(out / name)
-        weight_map |= dict.fromkeys(sizes, name)
-    total = sum(size for _, sizes in shards for size in sizes.values())
-    write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+        yield revert_weight_conversion(model, {name: _of(stored, name, parameter)})
 
 
 def _refuse_other_names(model: Any, out: Path) -> None:
@@ -154,6 +109,3 @@ def _refuse_other_names(model: Any, out: Path) -> None:
         raise RunFailed(
             f"the exported model does not load: {wrong}", file=str(out), fix="the checkpoint is untouched; report this"
         )
-
-
-WRONG_KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys")

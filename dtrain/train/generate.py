@@ -13,7 +13,7 @@ from dtrain.config.schema import Config, PromptFormat
 from dtrain.data.formats import ALPACA, with_bos
 from dtrain.data.tokenizer import Encoder
 from dtrain.errors import BadInput
-from dtrain.train import adapters
+from dtrain.train import adapters, own_attention
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,14 @@ def read_model(folder: Path) -> Any:
     logging.disable_progress_bar()
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     dtype = "auto" if device.type == "cuda" else torch.float32
+    told = own_attention.honoured(folder)
     model = (
         adapters.read(folder, dtype)
         if adapters.is_adapter(folder)
-        else AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        else AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **told)
     )
+    if told:  # a pattern is of whole rows: keys of earlier tokens alone do not tell what a new one sees
+        model.generation_config.use_cache = False
     return model.to(device).eval()
 
 

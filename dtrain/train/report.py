@@ -12,6 +12,7 @@ from dtrain.files import read_json, write_json
 from dtrain.planner.measured import compared, keep
 from dtrain.track import jsonl, plot
 from dtrain.train import export, generate
+from dtrain.train.attention_choice import sight_of
 from dtrain.train.build import Rank
 from dtrain.train.loop import Progress, Training
 from dtrain.train.saver import Outcome
@@ -27,7 +28,10 @@ def write_model(rank: Rank, prepared: Prepared, run: Training, saved: Outcome | 
     """The model folder. RunFailed when the disk does not take it: what is saved, and how it is written later."""
     tokenizer = generate.read_tokenizer(prepared.tokenizer_folder)
     try:
-        export.export(run.engine.module, tokenizer, rank.paths.output, rank.ranks, prepared.report.stop_tokens)
+        export.export(
+            run.engine.module, tokenizer, rank.paths.output, rank.ranks, prepared.report.stop_tokens,
+            sight_of(rank.config),
+        )  # fmt: skip
     except (OSError, SafetensorError) as error:
         lost = "" if saved is None or saved.problem is None else f", nor could the checkpoint of step {saved.step}"
         kept = "the checkpoint before it is whole" if lost else "the last step's checkpoint is whole"

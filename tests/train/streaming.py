@@ -1,4 +1,5 @@
-"""A checkpoint of two ranks, some hundred MB: written by a first call, exported by a second, which tells its memory.
+"""A checkpoint of two ranks, some hundred MB: written by a first call, exported by a second, which then merges an
+adapter into what it exported, and tells its memory.
 
 python -m tests.train.streaming FOLDER SHARD_MIB
 """
@@ -11,11 +12,14 @@ import sys
 from pathlib import Path
 
 import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dtrain.config.schema import Config
 from dtrain.train import state_files, tensor_file
 from dtrain.train.export_checkpoint import Source, export_checkpoint
+from dtrain.train.merge import merge
 from dtrain.train.partitions import Partition, Piece
 from tests.e2e.materials import write_tokenizer
 
@@ -42,9 +46,21 @@ def write_checkpoint(folder: Path, sizes: dict[str, torch.Size]) -> None:
             if first < last:
                 pieces.append(Piece(name, first - begin, first - rank * share, last - first))
             begin += size.numel()
-        master = ((torch.arange(share) + rank * share) % 65_521).float()
+        master = ((torch.arange(share) + rank * share) % 65_521).float() / 2**20
         content = state_files.content_of(rank, [Partition(master, master, {}, tuple(pieces))], False, {"scaler": {}})
         tensor_file.write(state_files.state_file(folder, rank), content)
+
+
+def write_adapter(base: Path, folder: Path, described: LlamaConfig) -> None:
+    """One that changes nothing: its B is zero, as at the beginning."""
+    LoraConfig(r=2, target_modules=["down_proj"], base_model_name_or_path=str(base)).save_pretrained(folder)
+    tensors = {}
+    for layer in range(described.num_hidden_layers):
+        name = f"base_model.model.model.layers.{layer}.mlp.down_proj"
+        tensors[f"{name}.lora_A.weight"] = torch.randn(2, described.intermediate_size)
+        tensors[f"{name}.lora_B.weight"] = torch.zeros(described.hidden_size, 2)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    write_tokenizer(folder, None)
 
 
 def main(folder: Path, shard_mib: int) -> None:
@@ -59,12 +75,15 @@ def main(folder: Path, shard_mib: int) -> None:
         (folder / "step-1").mkdir()
         write_checkpoint(folder / "step-1", sizes)
         return
-    config = Config.model_validate({"base_model": str(folder), "datasets": [{"path": "none"}], "learning_rate": 1e-3})
+    config = Config.model_validate({"base_model": str(folder), "datasets": [{"path": "none"}], "segment_memory": 64})
     before = peak_mib()
     export_checkpoint(Source(folder / "step-1", config, "fp32", folder, (2,)), folder / "out", shard_mib * MIB)
     model_mib = 4 * sum(size.numel() for size in sizes.values()) / MIB
     largest_mib = 4 * max(size.numel() for size in sizes.values()) / MIB
-    print(json.dumps({"model_mib": model_mib, "largest_mib": largest_mib, "grown_mib": peak_mib() - before}))
+    told = {"model_mib": model_mib, "largest_mib": largest_mib, "grown_mib": peak_mib() - before}
+    write_adapter(folder / "out", folder / "adapter", described)
+    change = merge(folder / "adapter", folder / "merged", shard_mib * MIB)
+    print(json.dumps(told | {"merged_change": change, "merged_grown_mib": peak_mib() - before}))
 
 
 if __name__ == "__main__":

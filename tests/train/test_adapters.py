@@ -72,7 +72,7 @@ def test_an_adapter_goes_on_where_it_was_saved(run_cases: Run, results: dict[tup
 def test_merged_equals_adapter(results: dict[tuple[int, str], Any], tmp_path: Path) -> None:
     import transformers
 
-    from dtrain.train.adapters import merge
+    from dtrain.train.merge import merge
 
     adapter = Path(results[2, "lora zero2"]["folder"])
     transformers.PreTrainedTokenizerFast(tokenizer_object=_tokenizer()).save_pretrained(adapter)

@@ -29,17 +29,26 @@ def test_export_takes_the_memory_of_a_shard(tmp_path: Path) -> None:
     assert told["model_mib"] > 300
     # a shard being gathered, one tensor's pieces in mapped files, one shard mapped to compare; libraries' own buffers
     assert told["grown_mib"] < 2 * SHARD_MIB + 2 * told["largest_mib"] + 60, told
+    assert told["merged_change"] == 0
+    assert told["merged_grown_mib"] < told["model_mib"] * 0.75, (
+        told
+    )  # two whole models in fp32 would take twice as much
 
     import torch
     import transformers
+
+    from dtrain.train import own_attention
+    from dtrain.train.attention import UNLIMITED
 
     out = tmp_path / "out"
     assert len(list(out.glob("model-*-of-*.safetensors"))) > 5
     model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert model.generation_config.eos_token_id in (2, [2])
+    assert own_attention.sight_in(out).memory == 64
+    assert own_attention.sight_in(tmp_path / "merged") == UNLIMITED
     at = 0
     for parameter in model.parameters():
-        wanted = (torch.arange(at, at + parameter.numel(), dtype=torch.int64) % 65_521).float()
+        wanted = (torch.arange(at, at + parameter.numel(), dtype=torch.int64) % 65_521).float() / 2**20
         assert torch.equal(parameter.flatten(), wanted)
         at += parameter.numel()
 
