@@ -122,3 +122,16 @@ class TestWheel:
         assert error["code"] == 4
         assert "pip install 'dtrain[train]'" in error["fix"]
         assert not (installed / "runs").exists()
+
+    def test_what_is_missing_for_other_machines_is_told_by_the_doctor_and_by_launch(self, installed: Path) -> None:
+        ran = run(installed / "env/bin/dtrain", "doctor", "--json", cwd=installed)
+        assert ran.returncode == 0, ran.stderr
+        found = {one["part"]: one for one in json.loads(ran.stdout)["findings"]}
+        assert found["torch"]["state"] == "missing"
+        assert found["launcher ssh"]["fix"] == found["launcher runpod"]["fix"] == "pip install 'dtrain[ssh]'"
+        (installed / "a.yaml").write_text("base_model: gpt2\ndatasets: [{path: rows.jsonl}]\n")
+        (installed / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+        asked = ("launch", "a.yaml", "--profile", "a100x1", "--on", "ssh", "--set", "launchers.ssh.hosts=[a]", "--json")
+        ran = run(installed / "env/bin/dtrain", *asked, cwd=installed)
+        assert ran.returncode == 4, ran.stdout + ran.stderr
+        assert json.loads(ran.stdout)["error"]["fix"] == "pip install 'dtrain[ssh]'"

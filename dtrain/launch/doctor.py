@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from dtrain import __version__, paths
+from dtrain.errors import PartMissing
 from dtrain.hardware.this_machine import cores, host_memory_gib, listed_gpus
 from dtrain.launch.load import load_all
 from dtrain.units import gib
@@ -118,7 +119,11 @@ def _launchers() -> list[Finding]:
     working, broken = load_all()
     found = []
     for name, launcher in working.items():
-        problems = launcher.check()
+        try:
+            problems = launcher.check()
+        except PartMissing as error:
+            broken[name] = error
+            continue
         found.append(Finding(f"launcher {name}", "warning" if problems else "ok", "; ".join(problems) or "ready"))
     return found + [
         Finding(f"launcher {name}", "warning", error.message, fix=error.fix) for name, error in broken.items()

@@ -50,6 +50,8 @@ def _made(point: EntryPoint) -> Launcher:
         launcher = point.load()()
     except ModuleNotFoundError as error:
         raise _part_missing(point, error) from error
+    except PartMissing:  # it says itself what to install
+        raise
     except Exception as error:
         raise LauncherRefused(
             f"the launcher {point.name!r} of {package_of(point)} does not load: {type(error).__name__}: {error}",
