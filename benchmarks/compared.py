@@ -72,6 +72,9 @@ class Results:
     unseen_throughput: tuple[Compared, ...] = ()
     unseen_memory: tuple[Compared, ...] = ()
     """Runs that took no part in fitting, planned from a config file each."""
+    second_throughput: tuple[Compared, ...] = ()
+    first_look: tuple[Compared, ...] = ()
+    """The second batch of them, as we tell it now and as we told it when it was looked up."""
 
 
 @lru_cache(maxsize=1)
@@ -93,7 +96,7 @@ def compare() -> Results:
             memory.append(replace(one, interval=_interval(estimate)))
         else:
             missing.append(f"{row['id']}: the kind of peak is not stated")
-    return Results(tuple(throughput), tuple(memory), tuple(verdicts), tuple(missing), *_unseen())
+    return Results(tuple(throughput), tuple(memory), tuple(verdicts), tuple(missing), *_unseen(), *_second_batch())
 
 
 def _unseen() -> tuple[tuple[Compared, ...], tuple[Compared, ...]]:
@@ -108,6 +111,15 @@ def _unseen() -> tuple[tuple[Compared, ...], tuple[Compared, ...]]:
             figure = _same_kind(row, plan.memory) or plan.memory.peak
             memory.append(Compared(row["id"], source, "", doubt, peak, figure, {}, _interval(plan.memory)))
     return tuple(throughput), tuple(memory)
+
+
+def _second_batch() -> tuple[tuple[Compared, ...], tuple[Compared, ...]]:
+    now, then = [], []
+    for row in unseen.second_batch():
+        told = Compared(row["id"], unseen.source_of(row), "", row.get("doubt"), row["tokens_per_s_per_gpu"], 0.0, {})
+        now.append(replace(told, predicted=unseen.plan_of(row).time.tokens_per_second_per_gpu))
+        then.append(replace(told, predicted=row["first_look_tokens_per_s_per_gpu"]))
+    return tuple(now), tuple(then)
 
 
 def _interval(estimate: Memory) -> tuple[float, float]:

@@ -57,6 +57,7 @@ FITTED = (
     Constant(efficiency, "HEAD_DIM_HALF"),
     Constant(collectives, "HOP_SECONDS"),
     Constant(throughput, "CONTENTION"),
+    Constant(throughput, "JITTER_SECONDS_PER_DOUBLING"),
     Constant(throughput, "STRAGGLER_PER_DOUBLING"),
 )
 

@@ -17,7 +17,7 @@ from dtrain.hardware.gpus import Gpu
 
 UNMEASURED_MATMUL_SHARE = 0.80
 """Best measured matmul over the datasheet where nobody measured: H100 0.80, B200 0.78, A100 0.87 (ml-engineering)."""
-GEFORCE_MATMUL_SHARE = 1.12
+GEFORCE_MATMUL_SHARE = 1.14
 """The same for GeForce cards: their datasheets state a boost clock that they pass (1.86 GHz for 1.70 on a 3090, 2.7 for
 2.52 on a 4090), and their multiprocessors, with a third of a data centre's tensor cores each, lose less to a shape
 (fitted), where a data centre's state the highest clock of all, which the power limit cuts."""
@@ -31,8 +31,8 @@ FP32_SHARE = 0.93
 USUAL_SHAPE_SHARE = 0.87
 """The shapes and layouts of a block, its transposed backward products too, against a search's best shape (fitted)."""
 FP8_SHARE = 0.85
-"""Of the ratio of datasheet rates that fp8 keeps: the best measured matmul on H100 is 1,402 of 1,979, in bf16 794 of 989
-(0.88; ml-engineering, accelerator benchmarks), and eight bits draw more power over a step (fitted)."""
+"""Of the ratio of datasheet rates that fp8 keeps: the best measured matmul on H100 is 1,402 of 1,979, in bf16 794 of
+989 (0.88; ml-engineering, accelerator benchmarks), and eight bits draw more power over a step (fitted)."""
 TILE_ELEMENTS = 128 * 256
 """Outputs of one thread block of a large GEMM (CUTLASS' usual tile, docs/efficient_gemm.md)."""
 SPLIT_K = 4096
@@ -41,8 +41,8 @@ OUTPUT_BYTES = 2.8
 """Memory traffic per output element that no arithmetic hides: a multiprocessor writes its tile before it takes the next
 (two bytes in bf16, and the wait for the first inputs; fitted)."""
 UNALIGNED_MATMUL = 3.0
-"""Time of a 16-bit matmul whose rows are no multiple of 16 bytes, over that of one beside it: cuBLAS takes other kernels.
-A vocabulary of 50,257 rows and not 50,304 costs GPT-2 a quarter of its speed (nanoGPT). Compiled code pads."""
+"""Time of a matmul whose rows are no multiple of 16 bytes, over that of one beside it: cuBLAS takes other kernels. A
+vocabulary of 50,257 and not 50,304 costs GPT-2 a quarter of its speed (nanoGPT). Compiled code pads."""
 ALIGNMENT = 8
 MULTIPROCESSORS: Mapping[str, int] = {
     "v100": 80, "t4": 40, "a100": 108, "a10g": 80, "a6000": 84, "3090": 82, "4090": 128, "5090": 170, "l4": 58,
@@ -50,6 +50,7 @@ MULTIPROCESSORS: Mapping[str, int] = {
 }  # fmt: skip
 """NVIDIA's and AMD's architecture white papers."""
 USUAL_MULTIPROCESSORS = 108
+A100_FLOPS_PER_MULTIPROCESSOR = 312e12 / 108
 
 # --- memory -------------------------------------------------------------------------------------------------------
 
@@ -76,7 +77,11 @@ blog, about 85 % of FA2; FA3: 500 to 550 of 989 (arXiv 2407.08608, figures 5 and
 triton: the kernel of FlashAttention's first generation that MPT ships (fitted), and what torch runs on AMD's cards
 (AOTriton); cudnn: of Blackwell's own rate, about 1,000 of 2,250."""
 CUDNN_MAJOR = 10
-"""From this CUDA major version on, torch's sdpa takes cuDNN's kernels (sdp_utils.cpp, check_prefer_cudnn_attention)."""
+"""CUDA major version of the cards where torch's sdpa takes cuDNN's kernels (sdp_utils.cpp,
+check_prefer_cudnn_attention; Hopper's too since torch 2.9, which most published runs are older than)."""
+SOFTMAX_SHARE = 0.15
+"""Of FlashAttention's time on an A100 that goes to exponentials: a multiprocessor computes 16 a clock, beside 1,024
+multiply-adds; cards with fewer tensor cores a multiprocessor lose less to them (arXiv 2407.08608, section 3.1)."""
 OLD_CARDS_ATTENTION_SHARE = 0.35
 """FlashAttention 2 needs Ampere; V100 and T4 run torch's memory-efficient kernel (assumed)."""
 BACKWARD_ATTENTION_FLOPS = 2.5
@@ -160,12 +165,14 @@ def attention_rate(gpu: Gpu, kernel: str, head_dim: int, context: float) -> floa
     if kernel == "flash_attention_3" and major != 9:  # it runs there only; elsewhere its older brother does
         kernel = "flash_attention_2"
     if kernel == "sdpa":
-        kernel = "cudnn" if (major or 0) >= CUDNN_MAJOR else "triton" if _is_amd(gpu) else kernel
+        kernel = "cudnn" if major == CUDNN_MAJOR else "triton" if _is_amd(gpu) else kernel
     share = ATTENTION_SHARE.get(kernel, ATTENTION_SHARE["sdpa"])
     if major is not None and major < 8:
         share = OLD_CARDS_ATTENTION_SHARE
     peak = 1e12 * (gpu.tflops.get("bf16") or gpu.tflops.get("fp16") or gpu.tflops.get("fp32") or 0.1)
     top = peak if kernel in ("flash_attention_3", "cudnn") else min(rates_of(gpu, "bf16").legacy_matmul, peak)
+    if major in (8, 12):
+        share /= 1 - SOFTMAX_SHARE * (1 - peak / multiprocessors(gpu) / A100_FLOPS_PER_MULTIPROCESSOR)
     by_dim = head_dim / (head_dim + HEAD_DIM_HALF) * (128 + HEAD_DIM_HALF) / 128
     window = 2 * context
     return share * top * min(by_dim, 1.1) * window / (window + ATTENTION_HALF_WINDOW)

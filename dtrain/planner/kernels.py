@@ -36,9 +36,9 @@ HEAD_MATMULS = 3
 CHUNK_SUM_BYTES = 12
 """Per element of the head's matrix and chunk: a chunk's product is written (2) and added to the fp32 sum (2+4+4)."""
 ZERO3_LAUNCHES = 4.5
-"""DeepSpeed's hooks around every submodule at stage 3, over the launches of the eager kernels: 3.3 ms and not 0.55 ms for
-the forward of a Llama block whose kernels cost nothing (measured here, deepspeed 0.19.8, gloo's own work included), 4 to
-5 times in Qwen's runs on A100s (fitted)."""
+"""DeepSpeed's hooks around every submodule at stage 3, over the launches of the eager kernels: 3.3 ms and not 0.55 ms
+for the forward of a Llama block whose kernels cost nothing (measured here, deepspeed 0.19.8, gloo's own work included),
+four to five times as many in Qwen's runs on A100s (fitted)."""
 ADAPTER_LAUNCHES = (10, 6)
 """Of peft's low-rank pair beside one linear, forward and backward, in launches of eager kernels: 0.6 and 0.3 ms more
 for a Llama block with seven of them, whose kernels cost nothing (measured here, peft 0.19, torch 2.13)."""
@@ -55,7 +55,7 @@ LOW_RANK_PASSES = (3.0, 2.0)
 scales it and adds it (1 + 6 by half); a compiler scales and adds at once (1 + 4). Backward costs twice."""
 DORA_WEIGHT_BYTES = 44
 """Per weight and forward pass: DoRA makes the whole updated matrix in fp32 to take the norm of its columns (peft,
-dora.py: the product of the pair 4, its scaling 8, the cast of the weight 6, their sum 12, the norm 4; an identity 8)."""
+dora.py: an identity 8, the product of the pair 4, its scaling 8, the weight's cast 6, their sum 12, the norm 4)."""
 EAGER_SCORE_BYTES, COMPILED_SCORE_BYTES = 24.0, 8.0
 """Per attention score forward without a fused kernel: mask, softmax in fp32 and back, each reading and writing; a
 compiler makes one pass of them (2 + 2 around it, 2 + 2 in it). Backward costs twice."""

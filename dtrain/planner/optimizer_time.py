@@ -13,8 +13,8 @@ NEWTON_SCHULZ_FLOPS = 30
 CLIP_PASSES = 3
 """The norm reads all gradients, the scaling reads and writes them."""
 CPU_ADAM_BYTES_PER_S = 112e9
-"""DeepSpeedCPUAdam on a two-socket node: 2.6 s for 10 billion parameters of 28 bytes each, read or written (ZeRO-Offload,
-arXiv 2101.06840, table 4); it waits for memory, so states of fewer bytes take less."""
+"""DeepSpeedCPUAdam on a two-socket node: 2.6 s for 10 billion parameters of 28 bytes each, read or written
+(ZeRO-Offload, arXiv 2101.06840, table 4); it waits for memory, so states of fewer bytes take less."""
 PINNED_SHARE = 0.8
 """Of PCIe's rate that copies from and to pinned memory reach: 25 of 31 GB/s on an A100 (CUDA's bandwidthTest)."""
 HOST_MEMORY_BYTES_PER_S = 200e9

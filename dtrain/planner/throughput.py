@@ -19,6 +19,7 @@ from dtrain.planner.kernels import (
     RECOMPUTED_ATTENTION,
     RECOMPUTED_MATMULS,
     BlockKey,
+    Pass,
     compute_dtype,
     head_seconds,
     passes,
@@ -36,13 +37,16 @@ from dtrain.planner.setup import DTYPE_BYTES, NF4_DOUBLE_QUANT_BYTES, Setup
 CONTENTION = 0.11
 """Share of a collective's time that the kernels beside it lose: NCCL takes multiprocessors and bandwidth (fitted)."""
 PREFETCH_SHARE: Mapping[str, float] = MappingProxyType({"zero3": 0.2, "fsdp2": 0.95})
-"""Of a pass's kernels that gathers can hide behind: FSDP fetches a block ahead (assumed); DeepSpeed some elements, and it
-waits for each submodule's own before it starts the next (Qwen-72B with LoRA on 4 A100: 10 s a step beside its kernels,
-whatever the window, which is what gathering and copying take; fitted)."""
+"""Of a pass's kernels that gathers can hide behind: FSDP fetches a block ahead (assumed); DeepSpeed some elements, and
+it waits for each submodule's own before it starts the next (Qwen-72B with LoRA on 4 A100: 10 s a step beside its
+kernels, whatever the window, which is what gathering and copying take; fitted)."""
 BACKWARD_SHARE = 0.6
 """Of a micro-batch's kernels: two thirds, less the first layers', whose gradients come last."""
 STEP_OVERHEAD_SECONDS = 4e-3
 """Of a step outside the kernels: the next batch, the scheduler, the loss that is fetched (assumed)."""
+JITTER_SECONDS_PER_DOUBLING = 5e-3
+"""Hosts are late by chance, a step waits for the latest: this long with each doubling of ranks (fitted: 15 ms on 8, 33
+on 128 and 48 on 512 ranks are missing in steps of half a second)."""
 STRAGGLER_PER_DOUBLING = 0.004
 """Everybody waits for the slowest: step time grows by this share with each doubling of nodes (fitted)."""
 
@@ -70,7 +74,8 @@ def estimate_time(setup: Setup) -> StepTime:
     last_backward = BACKWARD_SHARE * (sum(micro.values()) - micro["collectives"] - micro["offload"])
     parts["collectives"] += _exposed(boundary.overlapped, last_backward) + boundary.alone
     stragglers = STRAGGLER_PER_DOUBLING * _doublings(setup.profile.nodes)
-    parts["other"] = STEP_OVERHEAD_SECONDS + stragglers * sum(parts.values())
+    late = 0.0 if setup.profile.is_cpu else JITTER_SECONDS_PER_DOUBLING * _doublings(setup.ranks)
+    parts["other"] = STEP_OVERHEAD_SECONDS + late + stragglers * sum(parts.values())
     return _told(setup, parts)
 
 
@@ -107,8 +112,9 @@ def model_flops_utilisation(setup: Setup, tokens_per_second: float) -> float | N
     return tokens_per_second * per_token / (1e12 * peak * setup.ranks)
 
 
-def _doublings(nodes: int) -> float:
-    return float((max(1, nodes) - 1).bit_length())
+def _doublings(number: int) -> float:
+    """Of ranks or nodes, from one."""
+    return float((max(1, number) - 1).bit_length())
 
 
 # --- a micro-batch ------------------------------------------------------------------------------------------------
@@ -116,35 +122,34 @@ def _doublings(nodes: int) -> float:
 
 def _micro_batch(setup: Setup) -> dict[str, float]:
     """Seconds of one forward and backward, by part."""
-    forward, backward = passes(BlockKey.of(setup))
+    forward, backward = _with_copies(setup, *passes(BlockKey.of(setup)))
     head, loss = head_seconds(setup)
     beside_forward, beside_backward = _pass_collectives(setup)
-    unpacked, packed = _packing_seconds(setup)
-    busy_forward = max(forward.kernels + unpacked, forward.launches) + (head + loss) / 3
-    busy_backward = max(backward.kernels + packed, backward.launches) + (head + loss) * 2 / 3
+    busy_forward = max(forward.kernels, forward.launches) + (head + loss) / 3
+    busy_backward = max(backward.kernels, backward.launches) + (head + loss) * 2 / 3
     exposed = _beside(busy_forward, beside_forward, setup) + _beside(busy_backward, beside_backward, setup)
     return {
         "compute": forward.compute + backward.compute,
         "attention": forward.attention + backward.attention,
-        "elementwise": forward.elementwise + backward.elementwise + unpacked + packed + accumulate_seconds(setup),
+        "elementwise": forward.elementwise + backward.elementwise + accumulate_seconds(setup),
         "head": head + loss,
-        "launches": max(0.0, forward.launches - forward.kernels - unpacked)
-        + max(0.0, backward.launches - backward.kernels - packed),
+        "launches": max(0.0, forward.launches - forward.kernels) + max(0.0, backward.launches - backward.kernels),
         "collectives": exposed + sequence_parallel_seconds(setup) + tensor_parallel_seconds(setup),
         "offload": _exposed(gradients_to_host(setup), _room(busy_backward, setup) - beside_backward),
     }
 
 
-def _packing_seconds(setup: Setup) -> tuple[float, float]:
-    """Copies around the collectives of sharded weights, in forward and in backward: what was gathered is copied out of the
-    flat buffer (read and written), gradients are copied into one of the type they are reduced in."""
+def _with_copies(setup: Setup, forward: Pass, backward: Pass) -> tuple[Pass, Pass]:
+    """And the copies around the collectives of sharded weights: what was gathered is copied out of the flat buffer
+    (read and written), gradients are copied into one of the type that they are reduced in."""
     if setup.ranks <= 1 or not setup.shards_weights:
-        return 0.0, 0.0
+        return forward, backward
     rate = rates_of(setup.profile.gpu, compute_dtype(setup)).memory
     out = 2 * weight_bytes(setup) / rate
     gradients = setup.trained_parameters * setup.tensor_share
     into = gradients * (DTYPE_BYTES[setup.dtypes.compute] + DTYPE_BYTES[setup.dtypes.reduce]) / rate
-    return out, into + (out if setup.reshard_after_forward else 0.0)
+    again = out if setup.reshard_after_forward else 0.0
+    return forward.plus(Pass(elementwise=out)), backward.plus(Pass(elementwise=into + again))
 
 
 def _beside(busy: float, collectives: float, setup: Setup) -> float:

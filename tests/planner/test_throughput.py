@@ -110,6 +110,45 @@ def test_fully_recomputing_costs_a_quarter_to_a_third() -> None:
     assert 1.15 < ratio < 1.34
 
 
+def test_only_quantised_weights_travel_quantised_twice() -> None:
+    """Double quantisation says nothing about weights that are not quantised at all."""
+    plain, quantised = Dtypes(), Dtypes(frozen="nf4")
+    whole = 2 * layout().facts.parameters
+    for dtypes, twice, bytes_per_weight in ((plain, False, 2), (plain, True, 2), (quantised, True, 0.5 + 1 / 64)):
+        lora = layout(adapter=LORA, dtypes=dtypes, double_quant=twice)
+        frozen = weight_bytes(lora) - 2 * lora.trained_parameters
+        assert frozen == pytest.approx(whole * bytes_per_weight / 2, rel=0.01)
+
+
+def test_sharded_weights_are_copied_out_of_their_flat_buffer_every_pass() -> None:
+    """Twice at stage 3, forward and backward, and the gradients packed: bytes over the card's bandwidth."""
+    sharded, whole = layout(sharding="zero3"), layout(sharding="zero2")
+    rate = rates_of(sharded.profile.gpu, "bf16").memory
+    more = estimate_time(sharded).parts["elementwise"] - estimate_time(whole).parts["elementwise"]
+    parameters = sharded.facts.parameters
+    assert more == pytest.approx(4 * parameters * (2 * 2 * 2 + 2 + 2) / rate, rel=1e-3)  # four micro-batches
+
+
+def test_a_vocabulary_that_is_no_multiple_of_eight_costs_the_head_its_fast_kernels() -> None:
+    def head(vocabulary: int, compiled: bool = False) -> float:
+        facts = layout().facts
+        odd = replace(facts, vocab_size=vocabulary)
+        return estimate_time(replace(layout(compiled=compiled), facts=odd)).parts["head"]
+
+    assert head(50_257) > 1.5 * head(50_264)
+    assert head(50_257, compiled=True) == pytest.approx(head(50_264, compiled=True), rel=1e-3)
+
+
+def test_dora_makes_every_updated_matrix_to_take_its_norm() -> None:
+    plain, dora = (estimate_time(layout(adapter=one)).parts["compute"] for one in (LORA, replace(LORA, dora=True)))
+    assert dora > plain
+
+
+def test_more_ranks_wait_for_the_latest_host() -> None:
+    few, many = (estimate_time(layout(profile=name)).parts["other"] for name in ("h100x2", "h100x8"))
+    assert many - few == pytest.approx(2 * 5e-3)
+
+
 def test_accumulation_spreads_the_optimizer() -> None:
     one, four = seconds(layout(accumulation=1)), seconds(layout(accumulation=4))
     assert 3 * one < four < 4 * one
