@@ -1,6 +1,7 @@
-"""The leak test: a run's keeper is killed at every provider call, before and after, and at every stage; then one gc.
+"""The leak test: a run's keeper is killed at every provider call, before and after, and at every stage, and the client
+that launches it before and after everything that it does (`client_leaks`). Then one gc.
 
-`python -m tests.cloud.leaks aws --json FILE` tries them all and prints the table; the tests of a provider try some.
+`make soak` tries them all and writes the tables (DTRAIN_LEAK_SWEEP); the tests of a provider try some.
 """
 
 from __future__ import annotations
@@ -33,16 +34,18 @@ REACH_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Case:
-    """Where the keeper is killed."""
+    """Where the keeper is killed, or the client."""
 
     at: str
-    """A call of the provider's, or a stage."""
+    """A call of the provider's, or a stage; of a client one of `client_leaks.POINTS`."""
     when: str
     """before, after (the call was carried out, its answer is never read), or during a stage."""
     number: int = 1
+    who: str = "keeper"
 
     def __str__(self) -> str:
-        return f"{self.when} {self.at}" + (f" {self.number}" if self.number > 1 else "")
+        whose = "client, " if self.who == "client" else ""
+        return f"{whose}{self.when} {self.at}" + (f" {self.number}" if self.number > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,13 @@ def try_case(
     reached = _reached_stage(case.at, paths) if case.when == "during" else world.tripwire.sprung.wait(REACH_SECONDS)
     gc()
     ending = Ending.read(paths)
-    doubled = _doubled(job, world.created[before:], datacenter)
+    doubled = doubled_of(job, world.created[before:], datacenter)
     seconds = round(time.monotonic() - started, 1)
     return Outcome(
         case,
         reached,
         world.machines(),
-        _lost(job, paths, datacenter),
+        lost(job, paths, datacenter),
         doubled,
         seconds,
         ending.code if ending else None,
@@ -126,7 +129,7 @@ def run_folders(run_id: str, datacenter: Datacenter) -> list[Path]:
     return [folder for folder in found if (folder / "dtrain" / "supervisor.json").exists()]
 
 
-def _lost(job: Job, home: RunPaths, datacenter: Datacenter) -> str:
+def lost(job: Job, home: RunPaths, datacenter: Datacenter) -> str:
     """What the machine has and home has not."""
     for folder in run_folders(job.run_id, datacenter):
         there = RunPaths(folder)
@@ -142,7 +145,7 @@ def _lost(job: Job, home: RunPaths, datacenter: Datacenter) -> str:
     return ""
 
 
-def _doubled(job: Job, created: Sequence[str], datacenter: Datacenter) -> str:
+def doubled_of(job: Job, created: Sequence[str], datacenter: Datacenter) -> str:
     if len(set(created)) < len(created):
         return f"one order, two machines: {created}"
     if len(run_folders(job.run_id, datacenter)) > 1:

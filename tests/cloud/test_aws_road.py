@@ -15,6 +15,7 @@ from dtrain.launch.api import Job
 from dtrain.launch.ending import Ending
 from dtrain.paths import RunPaths
 from tests.cloud.aws_world import AwsWorld
+from tests.cloud.client_leaks import Person, sweep_client, try_client_case
 from tests.cloud.datacenter import Datacenter
 from tests.cloud.leaks import Case, cases_of, gc_once, table, try_case
 from tests.waiting import wait_until
@@ -89,11 +90,29 @@ def test_nothing_is_left_lost_or_doubled(
     assert outcome.is_good, outcome
 
 
+CLIENT_CASES = [
+    Case("first line of the ledger", "after", who="client"),
+    Case("wait for the order", "before", who="client"),
+]
+
+
+@pytest.mark.parametrize("case", CLIENT_CASES, ids=str)
+def test_a_client_that_is_killed_leaves_nothing(
+    case: Case, world: AwsWorld, datacenter: Datacenter, cloud_job: NewJob, tmp_path: Path
+) -> None:
+    """Before a keeper lives nothing was rented; from then on the run needs no client."""
+    person = Person.with_files(tmp_path / "person", AwsLauncher(), cloud_job(8).options)
+    outcome = try_client_case(case, world, datacenter, person)
+    assert outcome.is_good, outcome
+    assert (outcome.code, len(world.created)) == ((75, 0) if case.when == "after" else (0, 1))
+
+
 @pytest.mark.skipif(not SWEEP, reason="DTRAIN_LEAK_SWEEP names a folder for the table of every call and stage: minutes")
-def test_every_call_and_every_stage(world: AwsWorld, datacenter: Datacenter, cloud_job: NewJob) -> None:
+def test_every_call_and_every_stage(world: AwsWorld, datacenter: Datacenter, cloud_job: NewJob, tmp_path: Path) -> None:
     assert run_to_its_end(cloud_job(8)).code == 0
     cases = cases_of(list(world.tripwire.calls))
     outcomes = [try_case(case, world, datacenter, AwsLauncher(), cloud_job(8), gc_once) for case in cases]
+    outcomes += sweep_client(world, datacenter, AwsLauncher(), cloud_job(8).options, tmp_path)
     told = table("aws", outcomes)
     Path(SWEEP, "leaks_aws.json").write_text(json.dumps(told, indent=1) + "\n")
     assert (told["reached"], told["leaked"], told["lost"], told["doubled"]) == (told["tried"], 0, 0, 0)

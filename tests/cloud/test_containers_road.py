@@ -16,6 +16,7 @@ from dtrain.cloud.launcher import CloudLauncher
 from dtrain.launch.api import Job
 from dtrain.launch.ending import Ending
 from dtrain.paths import RunPaths
+from tests.cloud.client_leaks import sweep_client
 from tests.cloud.containers_world import RUNPOD_KEY, VAST_KEY, ContainersWorld, runpod_world, vast_world
 from tests.cloud.datacenter import Datacenter
 from tests.cloud.leaks import Case, cases_of, gc_once, kill_keeper, table, try_case
@@ -99,13 +100,14 @@ def test_nothing_is_left_lost_or_doubled(
 
 @long
 def test_every_call_and_every_stage(
-    world: Any, launcher: CloudLauncher, datacenter: Datacenter, cloud_job: NewJob
+    world: Any, launcher: CloudLauncher, datacenter: Datacenter, cloud_job: NewJob, tmp_path: Path
 ) -> None:
     job = cloud_job(8)
     handle = launcher.submit(job, launcher.render(job))
     wait_until(lambda: launcher.status(handle).state not in ("pending", "running"), 60)
     cases = cases_of(list(world.tripwire.calls))
     outcomes = [try_case(case, world, datacenter, launcher, cloud_job(8), gc_once) for case in cases]
+    outcomes += sweep_client(world, datacenter, launcher, cloud_job(8).options, tmp_path)
     told = table(launcher.name, outcomes)
     Path(SWEEP, f"leaks_{launcher.name}.json").write_text(json.dumps(told, indent=1) + "\n")
     assert (told["reached"], told["leaked"], told["lost"], told["doubled"]) == (told["tried"], 0, 0, 0)

@@ -17,6 +17,7 @@ from dtrain.launch.api import Handle, Job
 from dtrain.launch.ending import Ending
 from dtrain.paths import RunPaths
 from tests.cloud import lambda_world
+from tests.cloud.client_leaks import sweep_client
 from tests.cloud.datacenter import Datacenter, Machine
 from tests.cloud.gcp_world import GcpWorld
 from tests.cloud.lambda_world import LambdaWorld
@@ -111,7 +112,7 @@ def test_nothing_is_left_lost_or_doubled(
 
 @pytest.mark.skipif(not SWEEP, reason="minutes: DTRAIN_LEAK_SWEEP names a folder for the table of every call and stage")
 def test_every_call_and_every_stage(
-    world: AnyWorld, launcher: CloudLauncher, datacenter: Datacenter, cloud_job: NewJob
+    world: AnyWorld, launcher: CloudLauncher, datacenter: Datacenter, cloud_job: NewJob, tmp_path: Path
 ) -> None:
     job = cloud_job(8)
     handle = launcher.submit(job, launcher.render(job))
@@ -121,6 +122,8 @@ def test_every_call_and_every_stage(
     for case in cases:
         outcomes.append(try_case(case, world, datacenter, launcher, cloud_job(8), gc_once))
         left += world.leftovers()
+    outcomes += sweep_client(world, datacenter, launcher, cloud_job(8).options, tmp_path)
+    left += world.leftovers()
     told = table(launcher.name, outcomes)
     Path(SWEEP, f"leaks_{launcher.name}.json").write_text(json.dumps(told, indent=1) + "\n")
     assert (told["reached"], told["leaked"], told["lost"], told["doubled"]) == (told["tried"], 0, 0, 0)
