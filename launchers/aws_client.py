@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from dtrain.cloud.provider import (
@@ -29,6 +29,14 @@ _QUOTA_CODES = {"p": "L-417A185B (Running On-Demand P instances)", "g": "L-DB2E8
 """Codes of Service Quotas, by the first letter of the machine type."""
 
 
+@cache
+def _loader(data_path: str | None) -> Any:
+    """Reads EC2's long description once for a process instead of once for a session."""
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
+
+
 class AwsClients:
     """One client for each region, made when it is first needed. Credentials: boto3's own chain."""
 
@@ -39,9 +47,12 @@ class AwsClients:
     def _session(self) -> Any:
         try:
             import boto3
+            import botocore.session
         except ModuleNotFoundError:
             raise PartMissing.of("boto3", "aws", "renting machines at AWS") from None
-        return boto3.Session()
+        core = botocore.session.get_session()
+        core.register_component("data_loader", _loader(core.get_config_variable("data_path")))
+        return boto3.Session(botocore_session=core)
 
     @property
     def region(self) -> str:

@@ -25,6 +25,8 @@ from tests.cloud.datacenter import Datacenter
 from tests.cloud.tripwire import Tripwire
 
 REGION = "us-east-1"
+REGIONS = (REGION, "us-east-2", "us-west-2")
+"""Of the account."""
 ERROR = (
     '<?xml version="1.0" encoding="UTF-8"?><Response><Errors><Error><Code>{code}</Code><Message>{message}</Message>'
     "</Error></Errors><RequestID>made-by-a-test</RequestID></Response>"
@@ -155,6 +157,8 @@ class AwsWorld:
     ) -> tuple[int, bytes]:
         if action == "GetProducts":
             return 200, json.dumps(aws_price_list.get_products(json.loads(body))).encode()
+        if action == "DescribeRegions":
+            return 200, _regions().encode()
         if action == "DeletePlacementGroup":  # moto has none
             return 400, ERROR.format(code="InvalidPlacementGroup.Unknown", message="there is none").encode()
         if action == "CreatePlacementGroup":
@@ -206,6 +210,12 @@ class AwsWorld:
                 one.terminate()
             elif one.id == machine:
                 one.stop()
+
+
+def _regions() -> str:
+    """An account need not have every region; moto takes half a second to make one."""
+    items = "".join(f"<item><regionName>{region}</regionName></item>" for region in REGIONS)
+    return f"<DescribeRegionsResponse><regionInfo>{items}</regionInfo></DescribeRegionsResponse>"
 
 
 def _faulty(fault: Fault, in_json: bool) -> tuple[int, bytes]:
