@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dtrain.files import read_json
@@ -32,11 +33,19 @@ class Rank:
             self.exit_code = None if gone or now is None else now.exit_code
 
 
+def first_number(torchrun: Sequence[str]) -> int | None:
+    """The lowest number of the ranks that this command starts: 0 on one machine; among several, torchrun decides."""
+    several = "--nnodes" in torchrun and torchrun[torchrun.index("--nnodes") + 1] != "1"
+    return None if several else 0
+
+
 @dataclass
 class Ranks:
     """Children of one torchrun."""
 
     expected: int
+    first: int | None = None
+    """The lowest number on this machine; None until a rank that lives tells it."""
     seen: dict[int, Rank] = field(default_factory=dict)
 
     def update(self, torchrun_pid: int) -> None:
@@ -48,10 +57,24 @@ class Ranks:
 
     def _find(self, torchrun_pid: int) -> None:
         known = {rank.process.pid for rank in self.seen.values()}
-        for process in children(torchrun_pid):
-            number = environment(process.pid).get("RANK") if process.pid not in known else None
-            if number is not None:
-                self.seen[int(number)] = Rank(int(number), process)
+        started = sorted(children(torchrun_pid), key=lambda one: (one.start_ticks, one.pid))
+        for process in started:
+            told = environment(process.pid) if process.pid not in known else {}
+            if "RANK" in told:
+                self.first = int(told["RANK"]) - int(told.get("LOCAL_RANK", told["RANK"]))
+                self._see(int(told["RANK"]), process)
+        if len(started) == self.expected and self.first is not None:
+            self._find_dead(started, self.first)
+
+    def _find_dead(self, started: list[Process], first: int) -> None:
+        """A rank that died before it was seen tells nothing any more: torchrun starts them in the order of their
+        numbers."""
+        for number, process in enumerate(started, first):
+            if number not in self.seen and not process.running:
+                self._see(number, process)
+
+    def _see(self, number: int, process: Process) -> None:
+        self.seen[number] = Rank(number, process)
 
     @property
     def alive(self) -> list[Rank]:

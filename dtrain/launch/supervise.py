@@ -34,7 +34,7 @@ from dtrain.launch.ending import (
 )
 from dtrain.launch.host_memory import HostMemory
 from dtrain.launch.process import adopt_orphans, end_run_processes, send
-from dtrain.launch.ranks import Rank, Ranks, first_failure, how_it_ended, was_interrupted
+from dtrain.launch.ranks import Rank, Ranks, first_failure, first_number, how_it_ended, was_interrupted
 from dtrain.launch.spec import LaunchSpec, environment, with_free_port
 from dtrain.launch.standing import Supervisor
 from dtrain.launch.watchdog import Watchdog, dump_stacks, slowest, verdict
@@ -92,7 +92,7 @@ class Supervision:
         self.env = environment(spec, os.environ)
         self.command = spec.ranks
         self.log = paths.launch_log
-        self.ranks = Ranks(spec.ranks_per_node)
+        self.ranks = Ranks(spec.ranks_per_node, first_number(spec.ranks))
         self.watchdog = Watchdog(paths)
         self.host_memory = HostMemory(paths)
         self.told = 0.0

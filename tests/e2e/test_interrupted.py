@@ -94,8 +94,8 @@ def test_a_killed_rank_then_a_killed_supervisor(place: Place, uninterrupted: lis
 def kill_a_rank(place: Place, run: RunPaths) -> None:
     wait_until(reached(run, 10))
     os.kill(rank_pid(place, 1), signal.SIGKILL)
-    wait_until(run.exit.exists, 10)
-    wait_until(lambda: place.processes() == [], 5)
+    wait_until(run.exit.exists)
+    wait_until(lambda: place.processes() == [])
     assert said(run)["code"] == 1
 
 
@@ -104,7 +104,7 @@ def kill_the_supervisor(place: Place, run: RunPaths) -> None:
     supervisor = Supervisor.read(run)
     assert supervisor is not None
     os.kill(supervisor.pid, signal.SIGKILL)
-    wait_until(lambda: place.processes() == [], 10)
+    wait_until(lambda: place.processes() == [])
     assert not run.exit.exists()
 
 

@@ -48,12 +48,12 @@ class LauncherBasics:
         return launcher.submit(job, launcher.render(job))
 
     def wait_over(self, launcher: Launcher, handle: Handle) -> Status:
-        wait_until(lambda: launcher.status(handle).state in OVER, 60)
+        wait_until(lambda: launcher.status(handle).state in OVER)
         return launcher.status(handle)
 
     def wait_training(self, launcher: Launcher, handle: Handle) -> None:
         """A folder that follows a run elsewhere fills when its launcher is asked."""
-        wait_until(lambda: launcher.status(handle) and is_training(RunPaths(Path(handle.folder))), 60)
+        wait_until(lambda: launcher.status(handle) and is_training(RunPaths(Path(handle.folder))))
 
     def test_it_has_the_six_methods_and_a_name(self, launcher: Launcher) -> None:
         assert isinstance(launcher, Launcher)

@@ -33,7 +33,7 @@ def torchrun(arguments: list[str]) -> int:
     ]
     if os.environ.get("STAND_IN_REAPS"):
         return reap(ranks)
-    time.sleep(5)  # as with --monitor-interval: a dead rank is not reaped before
+    time.sleep(600)  # as with --monitor-interval: a dead rank is not reaped before
     return max(abs(rank.wait()) for rank in ranks)
 
 
@@ -47,7 +47,7 @@ def reap(ranks: list[subprocess.Popen[bytes]]) -> int:
 
 def prepare(arguments: list[str]) -> int:
     run = Path(arguments[0]) / "dtrain"
-    time.sleep(float(os.environ.get("STAND_IN_PREPARE_SECONDS", "0")))
+    wait_for_file("STAND_IN_PREPARE_UNTIL")
     if os.environ.get("STAND_IN_PREPARE_FAILS"):
         error = {"code": 2, "message": "row 3 has no field 'output'", "file": "rows.jsonl", "line": 3, "fix": "add it"}
         write(run / "logs" / "prepare.error.json", error)
@@ -83,12 +83,21 @@ def train(run: Path, rank: int, asked: list[int]) -> int:
             return fail(run, rank)
         if asked and not os.environ.get("STAND_IN_DEAF"):
             if rank == 0:
+                print("rank 0 saves", flush=True)
                 time.sleep(float(os.environ.get("STAND_IN_SAVE_SECONDS", "0")))
+                wait_for_file("STAND_IN_SAVE_UNTIL")
                 write(run / "checkpoints" / f"step-{step}" / "manifest.json", {"step": step})
             return 75
     if rank == 0:
         write(run / "state.json", {"stage": "done", "step": steps, "steps": steps, "time": time.time()})
     return 0
+
+
+def wait_for_file(variable: str) -> None:
+    """Until the file is there that this variable names, if it names one."""
+    file = os.environ.get(variable)
+    while file is not None and not os.path.exists(file):
+        time.sleep(0.01)
 
 
 def log_step(run: Path, step: int, steps: int) -> None:

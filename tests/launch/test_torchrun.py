@@ -29,7 +29,7 @@ def test_a_taken_port_is_left_for_a_free_one(make_job: MakeJob) -> None:
         taken.listen()
         job = make_job(options={"master_port": taken.getsockname()[1]})
         paths, _ = submitted(job)
-        assert ended(paths, 60).code == 0
+        assert ended(paths).code == 0
     assert "trying again with a free one" in paths.launch_log.read_text()
 
 
@@ -37,7 +37,7 @@ def test_two_runs_at_once_do_not_meet(make_job: MakeJob, monkeypatch: pytest.Mon
     """As two people on one machine: each has its own port, whatever MASTER_PORT the shell holds."""
     monkeypatch.setenv("MASTER_PORT", "29500")
     runs = [submitted(make_job())[0] for _ in range(2)]
-    assert [ended(paths, 60).code for paths in runs] == [0, 0]
+    assert [ended(paths).code for paths in runs] == [0, 0]
 
 
 def test_a_killed_rank_is_seen_before_torchrun_sees_it(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,9 +45,9 @@ def test_a_killed_rank_is_seen_before_torchrun_sees_it(make_job: MakeJob, monkey
     monkeypatch.setattr(spec, "MONITOR_SECONDS", 300.0)  # torchrun would see it then
     job = make_job(ranks=3)
     paths, _ = submitted(job)
-    wait_until(lambda: is_training(paths), 60)
+    wait_until(lambda: is_training(paths))
     os.kill(pid_of_rank(job.run_id, 2), signal.SIGKILL)
-    ending = ended(paths, 60)
+    ending = ended(paths)
     assert ending.rank == 2
     assert left_over(job.run_id) == []
 
@@ -58,7 +58,7 @@ def test_a_killed_supervisor_takes_torchrun_and_its_ranks_along(
     monkeypatch.setenv("STAND_IN_STEPS", "100000")
     job = make_job()
     paths, _ = submitted(job)
-    wait_until(lambda: is_training(paths), 60)
+    wait_until(lambda: is_training(paths))
     assert len(processes_of_run(job.run_id)) >= 3
     os.kill(int(paths.supervisor.read_text().split('"pid": ')[1].split(",")[0]), signal.SIGKILL)
     assert left_over(job.run_id) == []
@@ -70,6 +70,6 @@ def test_a_worker_that_cannot_start_is_a_failure_with_its_words(
     monkeypatch.setattr(spec, "worker_arguments", lambda folder: ("/no/such/worker.py", folder))
     job = make_job()
     paths, _ = submitted(job)
-    assert ended(paths, 60).code == 1
+    assert ended(paths).code == 1
     assert "No such file" in paths.launch_log.read_text()
     assert left_over(job.run_id) == []

@@ -61,7 +61,7 @@ def database(base: Path) -> Iterator[str]:
     )  # fmt: skip
     client = ["mariadb", "--no-defaults", "-S", socket, "-uroot", "-e"]
     try:
-        wait_until(lambda: subprocess.run([*client, "select 1"], capture_output=True).returncode == 0, 30)
+        wait_until(lambda: subprocess.run([*client, "select 1"], capture_output=True).returncode == 0)
         run(*client, SQL)
         yield socket
     finally:
@@ -89,7 +89,7 @@ def accounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             cluster.prepare()
             env = {**cluster.environment, "MYSQL_UNIX_PORT": socket}
             daemons.append(subprocess.Popen(["slurmdbd", "-D"], env=env, stderr=subprocess.DEVNULL))
-            wait_until(lambda: answers(cluster), 30)
+            wait_until(lambda: answers(cluster))
             run("sacctmgr", "-i", "add", "cluster", "dtrain", env=cluster.environment)
             run("sacctmgr", "-i", "add", "account", "proj", env=cluster.environment)
             run("sacctmgr", "-i", "add", "user", "root", "account=proj", env=cluster.environment)
@@ -126,10 +126,10 @@ def test_what_sacct_knows(accounted: Cluster, submitted: Callable[..., Job], mon
     done, held = submitted(), submitted(options={"extra": "#SBATCH --hold"})
     handles = [launcher.submit(job, launcher.render(job)) for job in (done, held)]
     launcher.cancel(handles[1])
-    wait_until(RunPaths(done.folder).exit.exists, 30)
+    wait_until(RunPaths(done.folder).exit.exists)
     for job in (done, held):
         RunPaths(job.folder).exit.unlink()
-    wait_until(lambda: accounted("squeue", "--noheader", "--states=all") == "", 90)
+    wait_until(lambda: accounted("squeue", "--noheader", "--states=all") == "")
     states = {handle.run_id: launcher.status(handle) for handle in handles}
     assert (states[done.run_id].state, "COMPLETED" in states[done.run_id].reason) == ("lost", True)
     assert (states[held.run_id].state, states[held.run_id].exit_code) == ("interrupted", 75)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,13 +44,13 @@ class Life:
         return next(word.partition("=")[2] for word in text.split() if word.startswith(f"{key}="))
 
     def wait_training(self) -> None:
-        wait_until(lambda: is_training(self.paths), 60)
+        wait_until(lambda: is_training(self.paths))
 
     def wait_restarted(self) -> None:
-        wait_until(lambda: self.told("Restarts") == "1", 60)
+        wait_until(lambda: self.told("Restarts") == "1")
 
-    def wait_state(self, *states: str, seconds: float = 60) -> None:
-        wait_until(lambda: self.launcher.status(self.handle).state in states, seconds)
+    def wait_state(self, *states: str) -> None:
+        wait_until(lambda: self.launcher.status(self.handle).state in states)
 
     def steps(self) -> list[int]:
         return [json.loads(line)["step"] for line in self.paths.metrics.read_text().splitlines()]
@@ -83,7 +84,7 @@ def test_preempted_and_saved_or_killed_before_it_could(start: Start, monkeypatch
     saves = start(nodelist="slurm1")
     saves.wait_training()
     saves.preempt()
-    monkeypatch.setenv("STAND_IN_SAVE_SECONDS", "60")
+    monkeypatch.setenv("STAND_IN_SAVE_UNTIL", "/never")
     killed = start(partition="hasty", nodelist="slurm2")
     killed.wait_training()
     killed.preempt()
@@ -91,7 +92,7 @@ def test_preempted_and_saved_or_killed_before_it_could(start: Start, monkeypatch
     assert not saves.paths.exit.exists()
     saved = last_checkpoint(saves.paths)
     assert saved is not None
-    wait_until(lambda: "BeginTime" in saves.launcher.status(saves.handle).reason, 5)
+    wait_until(lambda: "BeginTime" in saves.launcher.status(saves.handle).reason)
     assert f"goes on after step {saved}" in saves.launcher.status(saves.handle).reason
     saves.wait_restarted()
     saves.finish()
@@ -107,23 +108,24 @@ def test_preempted_and_saved_or_killed_before_it_could(start: Start, monkeypatch
 
 
 def test_the_signal_before_the_time_limit_and_a_preemption_before_the_first_step(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """On a node each. The real limit of a minute; SLURM's warning comes up to half a minute early."""
     limited = start(LONG, signal="USR2", signal_margin_seconds=55, time="00:01:00", nodelist="slurm1")
     limited.wait_training()
-    monkeypatch.setenv("STAND_IN_PREPARE_SECONDS", "3")
+    monkeypatch.setenv("STAND_IN_PREPARE_UNTIL", str(tmp_path / "prepared"))
     early = start(nodelist="slurm2")
-    wait_until(early.paths.rank_log(1).exists, 30)
+    wait_until(early.paths.rank_log(1).exists)
     early.preempt()
     early.wait_restarted()
     assert not early.paths.metrics.exists()
+    (tmp_path / "prepared").touch()
 
     limited.wait_restarted()
     saved = last_checkpoint(limited.paths)
     assert saved is not None
-    wait_until(lambda: limited.launcher.status(limited.handle).state == "running", 30)
-    wait_until(lambda: limited.steps()[-1] > saved, 30)
+    wait_until(lambda: limited.launcher.status(limited.handle).state == "running")
+    wait_until(lambda: limited.steps()[-1] > saved)
     limited.launcher.cancel(limited.handle)
     status = limited.launcher.status(limited.handle)
     assert (status.state, status.exit_code) == ("interrupted", 75)
@@ -140,7 +142,7 @@ def test_the_cap_on_requeues(start: Start) -> None:
     status = life.launcher.status(life.handle)
     assert status.exit_code == 75
     assert "max_requeues is 0" in status.reason
-    wait_until(lambda: life.told("JobState") == "FAILED", 20)
+    wait_until(lambda: life.told("JobState") == "FAILED")
     assert life.told("ExitCode") == "75:0"
 
 
@@ -170,13 +172,13 @@ def test_a_rank_that_fails_on_the_second_node_ends_both(start_on_two: Start, mon
     life.wait_state("failed")
     assert life.launcher.status(life.handle).reason == "rank 3: RuntimeError: the stand-in was told to fail"
     assert next(life.launcher.logs(life.handle, follow=False)).startswith("[rank 3]")
-    wait_until(lambda: life.told("ExitCode") == "1:0", 20)
+    wait_until(lambda: life.told("ExitCode") == "1:0")
     assert left_over(life.job.run_id) == []
 
 
 def test_a_stop_reaches_every_rank_of_two_nodes(start_on_two: Start) -> None:
     life = start_on_two(LONG)
-    wait_until(lambda: all(life.paths.rank_log(rank).exists() for rank in range(4)) and is_training(life.paths), 60)
+    wait_until(lambda: all(life.paths.rank_log(rank).exists() for rank in range(4)) and is_training(life.paths))
     life.launcher.cancel(life.handle)
     status = life.launcher.status(life.handle)
     assert (status.state, status.exit_code) == ("interrupted", 75)
@@ -195,9 +197,9 @@ def test_a_person_s_scancel_is_an_interruption(start: Start) -> None:
 
 def test_a_pending_job_says_why_and_when(start: Start, cluster: Cluster) -> None:
     cluster("sbatch", "-p", "high", "-N", "2", "--exclusive", "-o", "/dev/null", "--time=5", "--wrap=sleep 60")
-    wait_until(lambda: "allocated" in cluster.states(), 10)
+    wait_until(lambda: "allocated" in cluster.states())
     life = start(5)
-    wait_until(lambda: "expects it to start at" in life.launcher.status(life.handle).reason, 20)
+    wait_until(lambda: "expects it to start at" in life.launcher.status(life.handle).reason)
     status = life.launcher.status(life.handle)
     assert status.state == "pending"
     assert "Resources" in status.reason or "Priority" in status.reason
@@ -219,7 +221,7 @@ def test_an_array_of_seeds(start: Start) -> None:
 
 def test_a_stopped_array_goes_on_with_what_is_left(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     life = start(LONG, seeds=[1, 2])
-    wait_until(lambda: all(is_training(RunPaths(life.job.folder / f"seed-{seed}")) for seed in (1, 2)), 60)
+    wait_until(lambda: all(is_training(RunPaths(life.job.folder / f"seed-{seed}")) for seed in (1, 2)))
     life.launcher.cancel(life.handle)
     assert life.launcher.status(life.handle).state == "interrupted"
     assert [left_over(f"{life.job.run_id}-seed-{seed}") for seed in (1, 2)] == [[], []]

@@ -56,7 +56,6 @@ def test_a_dry_run_prints_what_is_sent(cluster: Cluster, make_place: Callable[..
     held = ("--set", "launchers.slurm.extra=['#SBATCH --hold']")
     done = place.dtrain("launch", "tiny.yaml", "--profile", "cpux2x2", "--on", "slurm", "--detach", "--json", *held)
     assert done.code == 0, done.err
-    assert done.seconds < 3
     run_id = done.document["id"]
     number = cluster("squeue", "--noheader", f"--name=dtrain-{run_id}", "--format=%i").strip()
     sent = cluster("scontrol", "write", "batch_script", number, "-").removesuffix("\n")

@@ -30,7 +30,7 @@ def test_both_nodes_begin_again_after_a_rank_failed(
     paths = RunPaths(job.folder)
     paths.config.write_text(CONFIG)
     life = Life(cluster, job)
-    life.wait_state("failed", seconds=120)
+    life.wait_state("failed")
     first = json.loads((paths.past / "1" / "exit.json").read_text())
     last = json.loads(paths.exit.read_text())
     assert first["reason"] == last["reason"] == "rank 3: RuntimeError: the stand-in was told to fail"

@@ -38,13 +38,13 @@ def test_two_nodes_of_two_ranks_preempted_and_not(cluster: Cluster, make_place: 
     """Both at once: one run in the partition that takes the nodes from the other's."""
     calm, cut = make_place("calm"), make_place("cut")
     calm_run, cut_run = launched(calm, "high"), launched(cut, "low")
-    wait_until(reached(cut_run, 5), 120)
+    wait_until(reached(cut_run, 5))
     preemptor = cluster("sbatch", "--parsable", "-p", "high", "-N2", "-c2", "-o", "/dev/null", "--wrap=sleep 1").strip()
-    wait_until(lambda: cut.dtrain("status", "tiny", "--json").document["state"] == "pending", 60)
+    wait_until(lambda: cut.dtrain("status", "tiny", "--json").document["state"] == "pending")
     saved = max(int(path.parent.name[5:]) for path in cut_run.checkpoints.glob("step-*/manifest.json"))
     assert 5 <= saved < STEPS
     for place, run in ((calm, calm_run), (cut, cut_run)):
-        wait_until(run.exit.exists, 120)
+        wait_until(run.exit.exists)
         status = place.dtrain("status", "tiny", "--json").document
         assert (status["state"], status["exit_code"]) == ("done", 0), status
     assert preemptor in cluster("squeue", "--states=all", "--noheader", "--format=%i|%T")

@@ -56,7 +56,7 @@ def test_attach_from_another_machine_and_stop_it_from_there(
     where = f"root@{hosts[0].address}:{hosts[0].port}"
     assert "there is no run of that name" in elsewhere("attach", f"{where}:20200101-000000-none", code=2)
     attached = elsewhere.start("attach", f"{where}:{there}/runs/{job.run_id}")
-    wait_until(lambda: list(elsewhere.folder.glob("runs/*/dtrain/metrics.jsonl")), 30)
+    wait_until(lambda: list(elsewhere.folder.glob("runs/*/dtrain/metrics.jsonl")))
     assert "interrupted" in elsewhere("stop", job.run_id)
     out, err = attached.communicate(timeout=60)
     assert attached.returncode == 75, out + err

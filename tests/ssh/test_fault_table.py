@@ -64,7 +64,7 @@ class Ssh:
 
     def wait_training(self, launcher: Launcher, handle: Handle) -> None:
         paths = RunPaths(Path(handle.folder))
-        wait_until(lambda: launcher.status(handle) and is_training(paths), 60)
+        wait_until(lambda: launcher.status(handle) and is_training(paths))
 
     def lives(self, job: Job) -> int:
         return supervisors(job.run_id) if job.nodes == 1 else (supervisors(job.run_id) + 1) // job.nodes
