@@ -211,7 +211,9 @@ def fill(disk: Path) -> None:
 
 
 def fill_for_good(disk: Path, place: Place, run: RunPaths) -> None:
-    """To the last byte, at a moment when no save holds any that it would give back: the one rank stands still."""
+    """To the last byte, when there is a checkpoint, and no save holds a byte that it would give back: the one rank
+    stands still."""
+    wait_until(lambda: list(run.checkpoints.glob("step-*")))
     while True:
         rank = rank_pid(place, 0)
         os.kill(rank, signal.SIGSTOP)
