@@ -114,13 +114,15 @@ _SPELLINGS: dict[str, Rule] = {
     "eval_sequence_len": Moved(moves.eval_sequence_len, "sequence_len"),
     "plugins": Moved(moves.plugins, "nothing"),
     "chat_template": Moved(moves.chat_template, _TEMPLATE),
+    "rope_scaling": Moved(moves.rope_scaling, "rope_scaling; its `rope_type` is read as `type`"),
     # our own keys, some values spelled otherwise
     "gradient_checkpointing": Ours({True: "full", False: "none"}),
     "optimizer": Ours(_OPTIMIZERS),
     "lr_scheduler": Ours({"warmup_stable_decay": "wsd"}),
     "torch_compile": Ours({"auto": None}),
     **dict(_each("eval_steps evals_per_epoch save_steps saves_per_epoch save_total_limit max_steps", _NO_ZERO)),
-    **dict(_each("early_stopping_patience eval_batch_size adapter deepspeed", _NO_ZERO)),
+    **dict(_each("early_stopping_patience eval_batch_size", _NO_ZERO)),
+    **dict(_each("adapter deepspeed", Moved(moves.unset_by_false, "our key; false or empty is not said"))),
     **dict(_each("wandb_project wandb_entity wandb_name wandb_run_id wandb_mode dataset_prepared_path", _NO_ZERO)),
 }
 
@@ -295,7 +297,9 @@ _DATASET_REFUSED: tuple[tuple[str, str, str], ...] = (
         field_tools field_thinking template_thinking_key split_thinking drop_system_message message_field_training
         message_field_training_detail input_transform input_format"""),
     ("the columns would have been looked for under other names", "use field_messages and message_property_mappings",
-        "conversation field_human field_model"),
+        "field_human field_model"),
+    ("the tokenizer's own template would have been used", "`chat_template: chatml`, or its text in chat_template_jinja",
+        "conversation"),
     ("the file's template would have been used", "chat_template_jinja at the top level", "chat_template_jinja"),
     ("code from the hub would not have run", "download the data and name the files", "trust_remote_code"),
     ("the first part would have been read", "leave it out: `shards: n` takes the first of n parts", "shards_idx"),

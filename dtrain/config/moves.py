@@ -234,6 +234,12 @@ def _say_stage(work: Work, said: str, node: Node, stage: int) -> None:
     work.note(node, f"`{said}` is read as `zero_stage: {stage}` ({_FSDP_NOTE})")
 
 
+def unset_by_false(work: Work, name: str, node: Node) -> None:
+    """`deepspeed: false` says what leaving it out says."""
+    if asks_nothing(node):
+        work.keys[name] = replace(node, value=None)
+
+
 # --- chat templates -----------------------------------------------------------------------------------------------
 
 AXOLOTLS_TEMPLATES = frozenset({
@@ -255,6 +261,14 @@ def chat_template(work: Work, name: str, node: Node) -> None:
         work.note(node, f"`{name}: {node.value}` is a file of Axolotl's: launch needs tokenizer_default, or its text")
 
 
+def rope_scaling(work: Work, name: str, node: Node) -> None:
+    """transformers' newer configs write `rope_type` for `type`."""
+    if node.is_mapping and "rope_type" in node.value and "type" not in node.value:
+        renamed = {("type" if key == "rope_type" else key): value for key, value in node.value.items()}
+        work.keys[name] = replace(node, value=renamed)
+        work.note(node, f"`{name}.rope_type` is read as `{name}.type`")
+
+
 # --- datasets -----------------------------------------------------------------------------------------------------
 
 _SAME_TYPE = {
@@ -273,8 +287,10 @@ def dataset_type(work: Work, name: str, node: Node) -> None:
         del work.keys[name]
         _placed(work, name, node, type=_SAME_TYPE[node.value])
     elif node.value not in KNOWN_TYPES:
-        near = nearest(node.value.split(".")[0].split(":")[0], KNOWN_TYPES)
+        kind = node.value.split(".")[0].split(":")[0]
+        near = nearest(kind, KNOWN_TYPES)
         fix = f"did you mean `{near}`?" if near else "describe the prompt yourself: type: {field_instruction: …}"
+        fix = "type: chat_template, with chat_template: chatml" if kind == "chatml" else fix
         words = f"not a type dtrain knows ({', '.join(KNOWN_TYPES)}, or a mapping)"
         work.refuse(name, node, words, fix)
 

@@ -218,3 +218,11 @@ def test_a_template_of_axolotls_is_planned_and_not_launched(config: Any) -> None
     assert [error.key for error in launch_refusals(loaded)] == ["chat_template", "datasets[0].chat_template"]
     assert not launch_refusals(config("chat_template: chatml\n"))
     assert config("chat_template:\n").config.chat_template is None
+
+
+def test_what_files_in_the_wild_say(config: Any, errors: Any) -> None:
+    loaded = config("deepspeed: false\nadapter: false\nrope_scaling: {rope_type: yarn, factor: 2}\n")
+    assert loaded.config.deepspeed is loaded.config.adapter is None
+    assert loaded.config.rope_scaling.type == "yarn"
+    found = errors("    conversation: chatml\n    type: chatml\n")
+    assert all("chat_template: chatml" in error.fix for error in found.values())
