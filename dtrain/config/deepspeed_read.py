@@ -75,6 +75,7 @@ _PINNED = {
     "zero_stage": ("zero_optimization", "stage"),
     "offload_optimizer": ("zero_optimization", "offload_optimizer", "device"),
     "offload_params": ("zero_optimization", "offload_param", "device"),
+    "nvme_path": ("zero_optimization", "offload_optimizer", "nvme_path"),
     "micro_batch_size": ("train_micro_batch_size_per_gpu",),
     "gradient_accumulation_steps": ("gradient_accumulation_steps",),
     "global_batch_size": ("train_batch_size",),
@@ -90,7 +91,15 @@ def _pinned_by(document: dict[str, Any], keys: dict[str, Node]) -> dict[str, int
     said = [key for key in ("batch_size", *_ACCUMULATION) if key in keys and keys[key].value is not None]
     others = _ACCUMULATION if said else [key for key in _ACCUMULATION if key in sizes][1:]
     zero = {key: getattr(found, key) for key in ("zero_stage", "offload_optimizer", "offload_params")}
-    return zero | {key: size for key, size in sizes.items() if key not in others or key in said}
+    return zero | _drive(document) | {key: size for key, size in sizes.items() if key not in others or key in said}
+
+
+def _drive(document: dict[str, Any]) -> dict[str, int | str | None]:
+    """One folder for both that may lie on a drive."""
+    zero = document.get("zero_optimization")
+    sections = [zero.get(name) for name in ("offload_optimizer", "offload_param")] if isinstance(zero, dict) else []
+    said = [one.get("nvme_path") for one in sections if isinstance(one, dict) and one.get("device") == "nvme"]
+    return {"nvme_path": said[0]} if said and isinstance(said[0], str) else {}
 
 
 _ACCUMULATION = ("gradient_accumulation_steps", "global_batch_size")

@@ -24,8 +24,6 @@ NOT_YET: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # key, what lau
     ("plan_as", _is_set, "leave plan_as out: it describes another framework, to plan for it"),
     ("torch_compile", _is_set, "torch_compile: false"),
     ("fp8", _is_set, "fp8: false, and bf16: auto"),
-    ("offload_optimizer", _one_of("nvme"), "offload_optimizer: cpu"),
-    ("offload_params", _one_of("nvme"), "offload_params: cpu"),
     ("chat_template", _one_of(*AXOLOTLS_TEMPLATES), _OWN_TEMPLATE),
     (
         "optimizer",

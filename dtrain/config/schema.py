@@ -261,6 +261,8 @@ class Config(Section):
     """A DeepSpeed JSON file or an inline mapping; its "auto" values are filled in by dtrain."""
     offload_optimizer: Literal["auto", "none", "cpu", "nvme"] = "auto"
     offload_params: Literal["auto", "none", "cpu", "nvme"] = "auto"
+    nvme_path: str | None = None
+    """A folder on a local drive of each node, for what `nvme` offloads. The run's own folder in it goes at its end."""
     gradient_checkpointing: Checkpointing = "auto"
     gradient_checkpointing_kwargs: GradientCheckpointingKwargs | None = None
     attention: Attention = "auto"

@@ -26,6 +26,7 @@ from dtrain.models.hub import load_facts
 from dtrain.planner.deepspeed_values import auto_values
 from dtrain.planner.measured import NO_BIAS, own_bias
 from dtrain.planner.nearest import Way, ways_out
+from dtrain.planner.nvme import missing_path, refuse_bad_drive
 from dtrain.planner.plan import Plan, make_plan, versions
 
 
@@ -54,7 +55,7 @@ def planned(
     """
     elsewhere = isinstance(launchers.load(on), AsksForFiles)
     loaded = load(file, sets)
-    refusals = launch_refusals(loaded) + missing_data(loaded, elsewhere)
+    refusals = launch_refusals(loaded) + missing_path(loaded) + missing_data(loaded, elsewhere)
     if refusals:
         raise BadInputs(refusals)
     profile = resolve_profile(profile_name)
@@ -63,6 +64,8 @@ def planned(
     bias = own_bias(profile, versions()) if with_bias else NO_BIAS
     plan = make_plan(loaded, profile, facts, bias=bias, provider=on)
     _refuse_another_deepspeed_file(loaded, plan, facts)
+    if on == "local":
+        refuse_bad_drive(loaded, plan.candidate.setup)
     own = Path(profile_name).expanduser().read_text() if looks_like_path(profile_name.strip()) else None
     return Planned(loaded, profile, facts, plan, own)
 

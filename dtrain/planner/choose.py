@@ -193,7 +193,7 @@ def layouts(loaded: Loaded, space: Space, sizes: Batches, attention: str) -> Ite
         sizes.pairs,
     )  # fmt: skip
     for stage, optimizer, params, checkpointing, cross_entropy, (micro, accumulation) in rows:
-        if (optimizer != "none" and stage == 0) or (params != "none" and stage != 3):
+        if (optimizer != "none" and stage == 0) or ((params != "none" or optimizer == "nvme") and stage != 3):
             continue
         if params != "none" and optimizer == "none" and len(space.offload_optimizer) > 1:
             continue  # DeepSpeed offloads parameters only beside the optimizer's states

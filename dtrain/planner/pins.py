@@ -16,6 +16,7 @@ from dtrain.planner import sparse_attention
 from dtrain.planner.batch import divisors
 from dtrain.planner.choice import Precision
 from dtrain.planner.layout import linear_names
+from dtrain.planner.nvme import nvme_errors
 from dtrain.planner.parallel import OWN_ATTENTION, parallel_errors, unsharded_in_16_bits
 from dtrain.planner.positions import position_errors
 
@@ -60,6 +61,7 @@ def space_of(loaded: Loaded, profile: Profile, facts: ModelFacts) -> Space:
     """BadInputs with everything that cannot be planned."""
     config = loaded.config
     errors = [*parallel_errors(loaded, facts), *_adapter_errors(loaded, profile), *_tiling_errors(loaded, facts)]
+    errors += nvme_errors(loaded)
     errors += [*sparse_attention.errors_of(loaded, facts), *position_errors(loaded, facts)]
     errors += [*_target_errors(loaded, facts), *_kernel_errors(loaded, profile)]
     errors += unsharded_in_16_bits(loaded, precision_of(loaded, profile))

@@ -14,6 +14,7 @@ from dtrain.config.origins import Loaded
 from dtrain.hardware.prices import offers
 from dtrain.hardware.profiles import Profile
 from dtrain.models.facts import ModelFacts
+from dtrain.planner import nvme
 from dtrain.planner.choice import Choice
 from dtrain.planner.choose import Candidate, search
 from dtrain.planner.cost import RunCounts, RunTime, checkpoint_seconds, estimate_run
@@ -107,6 +108,7 @@ class Plan:
             "peak_phase": self.memory.peak_phase,
             "phases": [{"name": one.name, "terms": _rounded(one.terms)} for one in self.memory.phases],
             "host_memory_gib": _round(self.memory.host_memory_gib),
+            **_rounded(nvme.as_json(self.candidate.setup)),
             "throughput": {
                 "step_seconds": _round(self.time.step_seconds),
                 "tokens_per_second": _round(self.time.tokens_per_second),
@@ -143,6 +145,8 @@ def make_plan(
     space = space_of(loaded, profile, facts)
     found = search(loaded, facts, profile, space, bias)
     best = found.best
+    if profile.is_cpu:  # a plan for this machine
+        nvme.refuse_bad_drive(loaded, best.setup)
     counts = counts or counted_before(loaded.config) or estimate_counts(loaded.config, loaded.file)
     schedule = schedule_of(loaded, counts, best)
     run = run_time(loaded, counts, schedule, best, bias)
@@ -162,7 +166,11 @@ def make_plan(
         cost=cost_of(profile, run.hours, provider),
         counts=counts,
         warnings=(*profile.notes, *loaded.notes, *position_warnings(loaded, facts), *counts.warnings),
-        reasons=(*reasons(found, space), *((bias.words,) if bias.words else ())),
+        reasons=(
+            *reasons(found, space),
+            *nvme.words(best.setup, loaded.config),
+            *((bias.words,) if bias.words else ()),
+        ),
         bias=bias,
         neighbours=neighbours(found, space),
         candidate=best,

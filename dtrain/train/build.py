@@ -22,6 +22,7 @@ from dtrain.train import (
     engine,
     fused_loss,
     generate,
+    nvme,
     optimizers,
     restore,
     same_run,
@@ -123,13 +124,20 @@ def engine_config(rank: Rank, steps: int) -> dict[str, Any]:
     ours = engine.deepspeed_config(
         config, choice, int(model["parameters"]), ZeroBuckets(), trained=int(model["trainable_parameters"])
     )
+    told = engine.merged_with_file(ours, _from_file(rank, steps))
+    return engine.merged_with_file(told, nvme.section(config, choice, rank.paths.output))
+
+
+def _from_file(rank: Rank, steps: int) -> dict[str, Any]:
+    """Of the person's own DeepSpeed file what is left to it, nothing where there is none."""
+    config, choice = rank.config, rank.choice
     file = deepspeed_file.of(config)
     if file is None:
-        return ours
+        return {}
     rate = learning_rate(config, steps)
     values = auto_values(config, choice, rank.plan["model"].get("hidden_size"))
     filled = deepspeed_file.fill_auto(file.document, replace(values, warmup_steps=rate.warmup_steps, total_steps=steps))
-    return engine.merged_with_file(ours, {name: value for name, value in filled.items() if name not in engine.OURS})
+    return {name: value for name, value in filled.items() if name not in engine.OURS}
 
 
 def _chunks(config: Config) -> int | None:

@@ -74,10 +74,8 @@ def _is_whole(at: Extent) -> bool:
 
 def _new_state(partition: Partition, kind: str, at: Extent) -> Tensor:
     numel = torch.Size(at.shape).numel()
-    shape = partition.key.shape if numel == partition.master.numel() else at.shape
-    made = torch.empty(shape, dtype=at.dtype, device=partition.master.device)
-    partition.states[kind] = made
-    return made
+    shape = partition.key.shape if numel == partition.master.numel() else torch.Size(at.shape)
+    return partition.new_state(kind, shape, at.dtype)
 
 
 class Filling:

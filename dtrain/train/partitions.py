@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dtrain.train.nvme import SwapFiles, swap_files
 from dtrain.train.tensor_parallel import part_of
 
 
@@ -36,6 +37,17 @@ class Partition:
     states: dict[str, Any]
     """The optimizer's live state of it: empty before its first step."""
     pieces: tuple[Piece, ...]
+    files: SwapFiles | None = None
+    """Where it lies on a drive; None: in memory."""
+
+    def new_state(self, kind: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Room for a state that the optimizer has not made yet, for the caller to fill."""
+        if self.files is not None and shape.numel() == self.files.numel:
+            made = self.files.new(kind)
+        else:
+            made = torch.empty(shape, dtype=dtype, device=self.master.device)
+        self.states[kind] = made
+        return made
 
     def elementwise(self) -> Iterator[tuple[str, Tensor]]:
         """State tensors with one number per element, flat."""
@@ -56,10 +68,13 @@ def partitions(model: torch.nn.Module, optimizer: Any) -> list[Partition]:
     names = {id(parameter): _name(name, parameter) for name, parameter in model.named_parameters()
              if parameter.requires_grad}  # fmt: skip
     inner = inner_optimizer(optimizer)
-    return [
-        Partition(key.detach().reshape(-1), key, inner.state[key], tuple(pieces))
-        for key, pieces in _keys_and_pieces(names, optimizer, inner)
-    ]
+    found = []
+    for key, pieces in _keys_and_pieces(names, optimizer, inner):
+        files = swap_files(optimizer, key)
+        if files is not None:
+            files.map_in()
+        found.append(Partition(key.detach().reshape(-1), key, inner.state[key], tuple(pieces), files))
+    return found
 
 
 def _name(name: str, parameter: torch.nn.Parameter) -> str:

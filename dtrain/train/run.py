@@ -17,7 +17,7 @@ from dtrain.heartbeat import Heart
 from dtrain.paths import RunPaths
 from dtrain.planner.choice import Choice
 from dtrain.track import jsonl, wandb
-from dtrain.train import checkpoint, loss_watch, probe, ranks, same_run
+from dtrain.train import checkpoint, loss_watch, nvme, probe, ranks, same_run
 from dtrain.train.build import Rank, build, schedule_of
 from dtrain.train.interval import SaveClock, hours_between_failures
 from dtrain.train.loop import Progress, Stopped, Training, train
@@ -40,7 +40,7 @@ def execute(paths: RunPaths, config: Config, choice: Choice, plan: dict[str, Any
     state.steps = schedule.steps
     heart, memory = Heart(paths.heartbeat(alone.rank), config.hang_seconds), PeakMemory(alone.device)
     rank = Rank(paths, config, choice, plan, ranks.join(alone), state, heart, memory, Voice(alone.is_first))
-    with shortage_told(rank):
+    with shortage_told(rank), nvme.kept(rank.ranks, config, paths.output, plan):
         return whole_run(rank, prepared, schedule, stop)
 
 

@@ -79,7 +79,8 @@ class Saver:
         extra = {"scaler": self.states.scaler_numbers()}
         mine = partitions(self.states.model, self.states.optimizer)
         content = state_files.content_of(self.ranks.model_copy, mine, self.states.zero_stage == 0, extra)
-        copied = self._host.is_there or fits_in_host_memory(content.bytes)
+        swapped = any(one.files is not None for one in mine)  # to a drive, because host memory is short
+        copied = not swapped and (self._host.is_there or fits_in_host_memory(content.bytes))
         if copied:
             content = self._host.of(content)
         self._thread = threading.Thread(target=self._write, args=(content, replace(progress)), daemon=True)

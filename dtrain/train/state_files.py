@@ -173,7 +173,7 @@ def _put(partition: Partition, kind: str, tensor: Tensor) -> None:
         return
     shape = partition.key.shape if tensor.numel() == partition.master.numel() else tensor.shape
     # a copy: a tensor that is a mapped file would end the run (SIGBUS) if that file went away
-    partition.states[kind] = tensor.reshape(shape).to(partition.master.device, copy=True)
+    partition.new_state(kind, shape, tensor.dtype).copy_(tensor.reshape(shape))
 
 
 def put_scalars(partition: Partition, stored: Stored) -> None:

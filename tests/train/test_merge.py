@@ -70,8 +70,8 @@ def test_is_what_peft_merges(tmp_path: Path, name: str) -> None:
     from dtrain.train import adapters
     from dtrain.train.merge import LARGEST_CHANGE, Merging, logits_of, merge
 
-    *made, streams = CASES[name]
-    adapter = make(tmp_path, *made)
+    family, more, told, streams = CASES[name]
+    adapter = make(tmp_path, family, more, told)
     assert (Merging.of(adapter) is not None) is streams
     change = merge(adapter, tmp_path / "out", shard_bytes=20_000)
     assert change < LARGEST_CHANGE
