@@ -105,8 +105,7 @@ def _show_plan(made: Planned, console: Console, as_json: bool) -> None:
         return
     plan = made.plan
     error = DoesNotFit(
-        f"it needs {plan.memory.peak:.1f} GiB and the card has {plan.profile.gpu.memory_gib:.1f}"
-        + (", but a reserve must stay free" if plan.fits else ""),
+        plan.reasons[0],
         key="--profile",
         value=plan.profile.name,
         fix="take one of the ways out above" if ways else "take a larger machine: dtrain profiles",

@@ -55,6 +55,8 @@ def _headline(plan: Plan) -> Text:
     told, capacity = plan.memory, plan.profile.gpu.memory_gib
     verdict = "fits" if plan.within_headroom else "fits, into the reserve" if plan.fits else "DOES NOT FIT"
     text = Text(f"{verdict}: ", f"bold {_colour(plan)}")
+    if not plan.fits and told.peak <= capacity:
+        text.append(f"{memory(told.host_memory_gib)} of {plan.profile.host_memory_gib:.1f} GiB of a node's memory; ")
     text.append(f"{memory(told.peak)} of {capacity:.1f} GiB per {_card(plan)} at the peak ({told.peak_phase}), ")
     text.append(f"between {memory(told.peak_low)} and {memory(told.peak_high)}\n")
     text.append(f"{plan.schedule.steps:,} steps in {duration(plan.hours * 3600)}")

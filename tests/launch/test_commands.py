@@ -317,6 +317,14 @@ def test_what_does_not_fit_is_told_with_ways_out(here: InProcess, project: Path)
     assert "ways_out" in document
 
 
+def test_a_node_with_too_little_memory_is_told_as_such(here: InProcess, project: Path) -> None:
+    sets = ["base_model=TinyLlama/TinyLlama-1.1B-Chat-v1.0", "reinit_weights=false", "train_tokenizer=null"]
+    asked = [word for said in [*sets, "offload_optimizer=cpu"] for word in ("--set", said)]
+    assert here("launch", "tiny.yaml", "--profile", "t4x1", *asked) == 3
+    assert "of a node's memory" in here.out
+    assert "of host memory per node are needed" in here.err
+
+
 def test_a_finished_runs_folder_is_refused_with_the_two_ways_on(dtrain: Dtrain) -> None:
     arguments = ["launch", "tiny.yaml", "--profile", "cpu", "--set", "output_dir=out"]
     assert dtrain(*arguments) == 0
