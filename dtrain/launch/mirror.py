@@ -84,18 +84,8 @@ class Mirror:
             return
         failed = any(one is not None and one.state == "failed" for one in endings)
         ending = first_ending(self.paths, endings, self.machines) if failed or first.code == DONE else first
-        ending = self._not_started_again(ending) if ending.state == "failed" else ending
         # the last of them: a resume puts aside, on every machine, what ended until then
         replace(ending, ended=max(one.ended for one in endings if one is not None)).write(self.paths)
-
-    def _not_started_again(self, ending: Ending) -> Ending:
-        """Of several hosts each knows only its own lives: `max_restarts` is not for them, and that is said."""
-        from dtrain.launch.supervise import restarts_allowed
-
-        if not restarts_allowed(self.paths):
-            return ending
-        why = "max_restarts begins another life on one machine or in a SLURM job, not on several SSH hosts"
-        return replace(ending, reason=f"{ending.reason}; not started again: {why}; `dtrain resume` does it")
 
     def begin_anew(self) -> None:
         """Before another life of the run: what the machines said of the last one is forgotten."""

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from dtrain.errors import RunFailed
 from dtrain.launch.ending import DONE, FAILED, INTERRUPTED, Ending, interrupted, put_aside, put_aside_life
+from dtrain.launch.lives import restarts_allowed
 from dtrain.launch.network import free_port, link_towards
 from dtrain.paths import RunPaths
 
@@ -94,8 +95,6 @@ def end(paths: RunPaths, nodes: Sequence[str], verdict: Verdict) -> Ending | str
 
 def begins_again(paths: RunPaths, ending: Ending, restarts: int | None) -> bool:
     """Whether a failed run has another life (`max_restarts`); what the last one left is put aside then."""
-    from dtrain.launch.supervise import restarts_allowed
-
     if restarts is None or restarts >= restarts_allowed(paths):
         return False
     failed = [one for file in paths.past.glob("*/exit.json") if (one := Ending.read_from(file)) and one.code == FAILED]

@@ -130,8 +130,7 @@ def how_it_ended(exit_code: int | None) -> str:
         name = signal.Signals(-exit_code).name
     except ValueError:
         name = f"signal {-exit_code}"
-    hint = " (the kernel does that when memory runs out: see dmesg)" if exit_code == -signal.SIGKILL else ""
-    return f"was killed by {name}{hint}"
+    return f"was killed by {name}"
 
 
 def was_interrupted(ranks: list[Rank]) -> bool:

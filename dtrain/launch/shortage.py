@@ -43,14 +43,14 @@ class WayOn:
         return shlex.join(["dtrain", "resume", str(said.get("id", paths.output)), *force, *flags])
 
 
-def after_shortage(paths: RunPaths, ending: Ending) -> tuple[Ending, bool]:
+def after_shortage(paths: RunPaths, ending: Ending, may_replan: bool = True) -> tuple[Ending, bool]:
     """Where a rank was out of memory: the ending with the way on, and whether that was taken (`on_oom: replan`), so
-    that another life may begin."""
+    that another life may begin. `may_replan`: whether every rank reads the plan that would be written here."""
     short = shortage_of(paths, ending)
     if short is None:
         return ending, False
     found = way_on(paths, short)
-    if found is None or found.layout.loaded.config.on_oom != "replan":
+    if found is None or not may_replan or found.layout.loaded.config.on_oom != "replan":
         return explained(paths, ending, found), False
     try:
         take(paths, found, put_aside_life(paths, ending))

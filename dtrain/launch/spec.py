@@ -57,6 +57,11 @@ class LaunchSpec:
     def as_text(self) -> str:
         return json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
 
+    @property
+    def machines(self) -> int:
+        """That its ranks are on, also where a supervisor of its own watches over each of them (`nodes` 1)."""
+        return int(self.ranks[self.ranks.index("--nnodes") + 1]) if "--nnodes" in self.ranks else self.nodes
+
     @classmethod
     def read(cls, paths: RunPaths) -> LaunchSpec:
         try:
@@ -105,6 +110,14 @@ def with_free_port(ranks: tuple[str, ...]) -> tuple[str, ...]:
     """The same torchrun command at whatever port is free."""
     place = ranks.index("--rdzv-endpoint") + 1
     return (*ranks[:place], ANY_FREE_PORT, *ranks[place + 1 :])
+
+
+def of_life(ranks: tuple[str, ...], life: int) -> tuple[str, ...]:
+    """The same torchrun command for a later life: its rendezvous has another name than the one that may be dying."""
+    if "--rdzv-id" not in ranks:
+        return ranks
+    place = ranks.index("--rdzv-id") + 1
+    return (*ranks[:place], f"{ranks[place]}-{life}", *ranks[place + 1 :])
 
 
 def endpoint_of(ranks: tuple[str, ...]) -> str:

@@ -29,13 +29,13 @@ from dtrain.launch.ending import (
     Ending,
     interrupted,
     put_aside,
-    put_aside_life,
     read_or_none,
 )
 from dtrain.launch.host_memory import HostMemory
+from dtrain.launch.lives import MEETING_SECONDS, OTHERS_STAYED_AWAY, lives
 from dtrain.launch.process import adopt_orphans, end_run_processes, send
 from dtrain.launch.ranks import Rank, Ranks, first_failure, first_number, how_it_ended, was_interrupted
-from dtrain.launch.spec import LaunchSpec, environment, with_free_port
+from dtrain.launch.spec import LaunchSpec, environment, of_life, with_free_port
 from dtrain.launch.standing import Supervisor
 from dtrain.launch.watchdog import Watchdog, dump_stacks, slowest, verdict
 from dtrain.own_process import die_with_parent, speak_into
@@ -85,12 +85,14 @@ class StopRequests:
 class Supervision:
     """One life of a run on this machine, from the first process to its ending."""
 
-    def __init__(self, paths: RunPaths, spec: LaunchSpec, stop: StopRequests) -> None:
+    def __init__(self, paths: RunPaths, spec: LaunchSpec, stop: StopRequests, life: int = 0) -> None:
+        """`life`: how many this supervisor has watched over before."""
         self.paths = paths
         self.spec = spec
         self.stop = stop
         self.env = environment(spec, os.environ)
-        self.command = spec.ranks
+        self.command = spec.ranks if not life else of_life(spec.ranks, life)
+        self.meets_until = time.monotonic() + MEETING_SECONDS if life and spec.machines > 1 else None
         self.log = paths.launch_log
         self.ranks = Ranks(spec.ranks_per_node, first_number(spec.ranks))
         self.watchdog = Watchdog(paths)
@@ -127,6 +129,7 @@ class Supervision:
             or self._prepare_failed()
             or self._rank_failed()
             or self._rank_hangs()
+            or self._others_stay_away()
             or self._finished()
             or self._stopping()
         )
@@ -176,6 +179,12 @@ class Supervision:
         frozen = dump_stacks(self.ranks.alive)
         return Ending.now(self.paths, FAILED, verdict(beats, frozen), frozen[0] if frozen else slowest(beats))
 
+    def _others_stay_away(self) -> Ending | None:
+        """torchrun starts its ranks when all machines have met."""
+        if self.meets_until is None or self.ranks.seen or time.monotonic() < self.meets_until:
+            return None
+        return Ending.now(self.paths, FAILED, OTHERS_STAYED_AWAY)
+
     def _finished(self) -> Ending | None:
         if self.ranks.all_ended:
             ranks = list(self.ranks.seen.values())
@@ -194,6 +203,9 @@ class Supervision:
             return self._interrupted("stopped on request")
         if code == 0:
             return Ending.now(self.paths, DONE, "done")
+        if not self.ranks.seen and self.meets_until is not None:
+            self._start_torchrun()  # the first machine's torchrun was not there yet, or still that of the last life
+            return None
         if not self.ranks.seen and self.port_tries < PORT_TRIES and self._port_was_taken():
             self.port_tries += 1
             print("[dtrain] that port is taken: trying again with a free one", flush=True)
@@ -248,42 +260,15 @@ def has_begun(paths: RunPaths) -> bool:
 
 def supervise(paths: RunPaths, spec: LaunchSpec, stop: StopRequests) -> Ending:
     """Run it to its end, sweep, and write exit.json."""
-    ending = lives(paths, spec, stop)
+
+    def live(number: int) -> Ending:
+        return watched(paths, spec, lambda: Supervision(paths, spec, stop, number))
+
+    ending = lives(paths, spec, live, lambda: stop.asked)
     ending = with_room_to_speak(paths, ending)
     ending.write(paths)
     print(f"run {spec.run_id}: {ending.reason} (exit code {ending.code})", flush=True)
     return ending
-
-
-def lives(paths: RunPaths, spec: LaunchSpec, stop: StopRequests) -> Ending:
-    """One life after the other, while the run fails and may be started again (`max_restarts`)."""
-    restarts, before = None, -1
-    while True:
-        ending = watched(paths, spec, lambda: Supervision(paths, spec, stop))
-        if ending.code == FAILED and not stop.asked:
-            from dtrain.launch.shortage import after_shortage  # the planner, only for a run that failed
-
-            ending, again = after_shortage(paths, ending)
-            if again:
-                continue
-        restarts = restarts_allowed(paths) if restarts is None and ending.code == FAILED else restarts
-        if ending.code != FAILED or stop.asked or not restarts:
-            return ending
-        if ending.step <= before:
-            return replace(ending, reason=f"{ending.reason}; not started again: it got no further than the life before")
-        print(f"[dtrain] {ending.reason}; starting again from the last checkpoint", flush=True)
-        restarts, before = restarts - 1, ending.step
-        put_aside_life(paths, ending)
-
-
-def restarts_allowed(paths: RunPaths) -> int:
-    """`max_restarts` of the run's config."""
-    from dtrain.config.load import load  # only for a run that failed
-
-    try:
-        return load(paths.config).config.max_restarts
-    except (DtrainError, OSError):
-        return 0
 
 
 def with_room_to_speak(paths: RunPaths, ending: Ending) -> Ending:

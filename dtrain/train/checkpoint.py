@@ -170,8 +170,8 @@ def what_is_wrong(folder: Path, share: int = 0, shares: int = 1) -> str | None:
     return wrong_on_the_face(folder) or _wrong_inside(folder, share, shares)
 
 
-def wrong_on_the_face(folder: Path) -> str | None:
-    """The same as far as the manifest and the files' sizes tell."""
+def wrong_on_the_face(folder: Path, may_lack_files: bool = False) -> str | None:
+    """The same as far as the manifest and the files' sizes tell. Machines without a common folder have a part each."""
     try:
         manifest = read_json(folder / MANIFEST)
         if manifest["schema_version"] != 1 and manifest != sealed(manifest):
@@ -182,9 +182,9 @@ def wrong_on_the_face(folder: Path) -> str | None:
             path = (folder / name).resolve()
             if not path.is_relative_to(folder.resolve()):
                 return f"{name} lies outside the checkpoint"
-            if not path.is_file():
+            if not path.is_file() and not may_lack_files:
                 return f"{name} is missing"
-            if path.stat().st_size != about["bytes"]:
+            if path.is_file() and path.stat().st_size != about["bytes"]:
                 return f"{name} is damaged"
     except _UNREADABLE as error:
         return _unreadable(error)

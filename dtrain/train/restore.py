@@ -10,6 +10,7 @@ A damaged file is noticed when its states are in place already: those of the che
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -28,14 +29,11 @@ def newest(
 ) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint that the states are of now (None: there was none), and a line for each damaged one passed over.
 
-    Collective. `accept` may refuse one by raising. RunFailed when there are checkpoints and all are damaged.
+    Collective. `accept` may refuse one by raising. RunFailed when there are checkpoints and none is good.
     """
-    folders = checkpoint.newest_first(paths)
-    if len(set(map(tuple, ranks.gather([folder.name for folder in folders])))) > 1:
-        raise RuntimeError("ranks see different checkpoints: is the run's folder shared by all nodes?")
-    damaged: list[str] = []
+    folders, damaged = _on_every_machine(paths, ranks)
     for folder in folders:
-        problem = _first(ranks, checkpoint.wrong_on_the_face(folder))
+        problem = _first(ranks, checkpoint.wrong_on_the_face(folder, may_lack_files=True))
         if problem is None:
             found = checkpoint.read(folder)
             accept(found)
@@ -45,10 +43,23 @@ def newest(
         damaged.append(f"{folder.name}: {problem}")
     if damaged:
         raise RunFailed(
-            f"every checkpoint is damaged: {'; '.join(damaged)}", file=str(paths.checkpoints),
-            fix="remove these folders; then `dtrain resume RUN --force` begins again at step 0",
+            f"no checkpoint can be used: {'; '.join(damaged)}", file=str(paths.checkpoints),
+            fix="missing files may lie on other machines: `dtrain resume RUN` brings them here. Damaged ones: remove "
+            "their folders, then `dtrain resume RUN --force` begins again at step 0",
         )  # fmt: skip
     return None, []
+
+
+def _on_every_machine(paths: RunPaths, ranks: Ranks) -> tuple[list[Path], list[str]]:
+    """The newest first, and a line for each that only some of the ranks see: machines were cut off at the same save."""
+    folders = checkpoint.newest_first(paths)
+    seen = [set(names) for names in ranks.gather([folder.name for folder in folders])]
+    common, known = set.intersection(*seen), set.union(*seen)
+    if known and not common:
+        raise RuntimeError("ranks see different checkpoints: is the run's folder shared by all nodes?")
+    return [folder for folder in folders if folder.name in common], [
+        f"{name}: it is not on every machine" for name in sorted(known - common)
+    ]
 
 
 def load(states: States, found: Checkpoint, ranks: Ranks) -> str | None:

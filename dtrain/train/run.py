@@ -129,9 +129,10 @@ def connected(rank: Rank, run: Training, saver: Saver, tracker: wandb.Tracker, s
         rank.say(f"step {steps[-1] + 1} is left out: its loss is {loss:.4g}; its rows: {loss_watch.named(rows)}")
         loss_watch.write_down(rank.paths.passed, steps, loss, rows)
 
+    passed = frozenset[int]().union(*rank.ranks.gather(loss_watch.passed(rank.paths.passed)))  # rank 0's disk has it
     return replace(
         run, log=log, save=save, save_due=clock.due if clock else lambda: False, stop_asked=lambda: stop.asked,
-        beat=rank.heart.beat, loss_watch=LossWatch.of(rank.config), passed=loss_watch.passed(rank.paths.passed),
+        beat=rank.heart.beat, loss_watch=LossWatch.of(rank.config), passed=passed,
         write_down=write_down,
     )  # fmt: skip
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 from pathlib import Path
 
 import pytest
 
-from dtrain.launch.process import every_process
+from dtrain.launch.ending import last_checkpoint
+from dtrain.launch.process import environment, every_process
 from dtrain.launch.tunnel import known_hosts
+from dtrain.paths import RunPaths
 from tests.ssh.conftest import VENV
 from tests.ssh.hosts import Host
 from tests.ssh.typed import MODEL, Typed
+from tests.waiting import wait_until
 
 YAML = """\
 base_model: ./model
@@ -27,6 +33,7 @@ zero_stage: 2
 max_steps: 2000
 save_steps: 20
 save_total_limit: 100
+max_restarts: 1
 logging_steps: 1
 bf16: false
 launchers:
@@ -66,6 +73,15 @@ def test_two_hosts_train_stop_go_on_and_the_model_comes_home(project: Path, tmp_
     dtrain.wait(run, lambda told: (told.get("step") or 0) > step)
     everywhere = list(tmp_path.glob(f"base*/runs/{run}/dtrain/checkpoints/step-{step}/rank-*"))
     assert len(everywhere) == 4  # before it went on, both hosts had all of it
+    there = [RunPaths(path) for path in sorted(tmp_path.glob(f"base*/runs/{run}"))]
+    wait_until(lambda: all((last_checkpoint(paths) or 0) > step for paths in there))
+    _kill_rank(1, run)  # both hosts begin another life by themselves, each from its own part
+    wait_until(lambda: all(b"starting again from the last" in paths.launch_log.read_bytes() for paths in there))
+    wait_until(lambda: len(_went_on(there[0])) == 2)
+    went_on = _went_on(there[0])[1]
+    assert went_on > step
+    dtrain.wait(run, lambda told: (told.get("step") or 0) > went_on)
+    assert [len(list(paths.checkpoint(went_on).glob("rank-*"))) for paths in there] == [1, 1]
     dtrain("stop", run)
     fetched = dtrain.json("fetch", run)
     assert fetched["brought_bytes"] > 0
@@ -111,6 +127,16 @@ def test_bad_input_is_exit_2_with_its_key_and_writes_nothing(
     assert says in str(told["error"])
     assert told["error"]["key"].startswith(("launchers.ssh", "hosts"))
     assert not (project / "runs").exists()
+
+
+def _went_on(paths: RunPaths) -> list[int]:
+    return [int(step) for step in re.findall(r"going on after step (\d+)", paths.rank_log(0).read_text())]
+
+
+def _kill_rank(rank: int, run: str) -> None:
+    mine = [one for one in every_process() if environment(one.pid).get("DTRAIN_RUN_ID") == run]
+    (worker,) = [one for one in mine if environment(one.pid).get("RANK") == str(rank)]
+    os.kill(worker.pid, signal.SIGKILL)
 
 
 def _command(pid: int) -> bytes:

@@ -194,7 +194,7 @@ def test_damaged_checkpoints_alone_are_no_reason_to_begin_at_0(tmp_path: Path) -
     one, _ = two_saved(tmp_path)
     for step in (1, 2):
         (one.paths.checkpoint(step) / "manifest.json").write_text("{}")
-    with pytest.raises(RunFailed, match=r"every checkpoint is damaged: step-2: .*; step-1: "):
+    with pytest.raises(RunFailed, match=r"no checkpoint can be used: step-2: .*; step-1: "):
         restore.newest(one.states, one.paths, one.ranks)
 
 
