@@ -272,9 +272,10 @@ def main(run_folder: str | Path) -> int:
     try:
         from dtrain.config.load import load
 
-        prepared = prepare(
-            load(run.config).config, config_dir=run.run, say=lambda line: print(f"[dtrain] {line}", flush=True)
-        )
+        config = load(run.config).config
+        if __name__ == "__main__":
+            leave_torch_out(config)
+        prepared = prepare(config, config_dir=run.run, say=lambda line: print(f"[dtrain] {line}", flush=True))
         refuse_other_data(run, data_json(prepared))
         write_json(run.data, data_json(prepared))
     except Exception as error:
@@ -283,6 +284,14 @@ def main(run_folder: str | Path) -> int:
         print(f"error: {error}" if isinstance(error, DtrainError) else traceback.format_exc(), file=sys.stderr)
         return int(told["code"])
     return 0
+
+
+def leave_torch_out(config: Config) -> None:
+    """Libraries find no torch from here on. Rows need none, and transformers would load it with a tokenizer, which is
+    two thirds of what a small data set takes. A repository's own code may need it."""
+    if not config.trust_remote_code:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+        os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
 
 
 def refuse_other_data(run: RunPaths, now: Mapping[str, Any]) -> None:
