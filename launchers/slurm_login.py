@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.errors import DtrainError, LauncherRefused, Unreachable
-from dtrain.launch import bundle, far, machine, relay, secrets, shared, tunnel
+from dtrain.launch import bundle, machine, relay, secrets, shared, tunnel
 from dtrain.launch.api import Handle, Job, Rendered, Status
+from dtrain.launch.far_results import RESULTS_SECONDS, Results, results_of
 from dtrain.launch.fetch import bring_home
 from dtrain.launch.machine import LOGIN_SHELL, Machine, Remote, Seen
 from dtrain.launch.mirror import Mirror, last_ended
+from dtrain.launch.where import Where, told_there
 from dtrain.paths import RunPaths
 
 from . import slurm_check, slurm_script
@@ -114,7 +116,7 @@ def _documents(job: Job, options: SlurmOptions, there: Machine) -> dict[str, str
     about = {
         "schema_version": 1, "id": job.run_id, "name": job.name, "launcher": NAME, "folder": str(on_cluster.folder),
         "nodes": job.nodes, "ranks_per_node": job.ranks_per_node, "device": job.device,
-        **far.told_there([there], _grace_seconds(job, options), job.options, "login"),
+        **told_there([there], _grace_seconds(job, options), job.options, "login"),
     }  # fmt: skip
     paths = RunPaths(on_cluster.folder)
     told = {paths.config: on_cluster.config, paths.plan: dict(job.plan), paths.about: about}
@@ -166,7 +168,7 @@ def submit(logins: Logins, job: Job, options: SlurmOptions, login: Login) -> Han
     with shared.one_at_a_time(paths):
         try:
             there = _made_ready(logins, login, _extras(job))
-            where = far.Where(job.run_id, (there,), login.trust, _grace_seconds(job, options))
+            where = Where(job.run_id, (there,), login.trust, _grace_seconds(job, options))
             where.note(paths)
             run = LoginRun(where, paths, logins)
             run.place(job, options)
@@ -198,7 +200,7 @@ def _grace_seconds(job: Job, options: SlurmOptions) -> float:
 
 def found(handle: Handle, paths: RunPaths, logins: Logins) -> LoginRun | None:
     """The run of a handle, if it is behind a login node; also one whose client died before it got there."""
-    where = far.Where.of(handle.data if "machines" in handle.data else {}, paths)
+    where = Where.of(handle.data if "machines" in handle.data else {}, paths)
     meant = (shared.about(paths).get("options") or {}).get("login")
     return LoginRun(where, paths, logins) if where is not None or meant else None
 
@@ -206,7 +208,7 @@ def found(handle: Handle, paths: RunPaths, logins: Logins) -> LoginRun | None:
 class LoginRun:
     """One run, on the cluster of a login node; `where` is None as long as nothing was sent there."""
 
-    def __init__(self, where: far.Where | None, paths: RunPaths, logins: Logins) -> None:
+    def __init__(self, where: Where | None, paths: RunPaths, logins: Logins) -> None:
         self.where = where
         self.paths = paths
         self.mirror = Mirror(paths, where.names if where else [])
@@ -225,7 +227,7 @@ class LoginRun:
             "inputs": {one.there: one.sha256 for one in shipped},
             "files": {path.removeprefix(f"{folder}/"): text for path, text in documents.items()},
         }  # fmt: skip
-        self._remote.ask("place", told, far.RESULTS_SECONDS)
+        self._remote.ask("place", told, RESULTS_SECONDS)
 
     def submit(self, job: Job, options: SlurmOptions, sent: Mapping[str, str]) -> Mapping[str, Any]:
         """The data of the login node's own handle."""
@@ -272,12 +274,12 @@ class LoginRun:
         """Files in all, and bytes that came over the line."""
         self.status()
         folder = self._handle.folder
-        files = far.results_of(self._remote, folder, checkpoints)
-        brought = bring_home(far.Results(self._remote, folder), files, self.paths.output, say)
+        files = results_of(self._remote, folder, checkpoints)
+        brought = bring_home(Results(self._remote, folder), files, self.paths.output, say)
         return brought.files, brought.brought_bytes
 
     @property
-    def _where(self) -> far.Where:
+    def _where(self) -> Where:
         if self.where is None:
             raise LauncherRefused("nothing was submitted", key="RUN", fix="launch it again")
         return self.where

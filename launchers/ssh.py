@@ -15,6 +15,7 @@ from dtrain.launch.api import Handle, Job, Rendered, Status
 from dtrain.launch.here import SAME_CARD
 from dtrain.launch.machine import Machine, Remote, Seen
 from dtrain.launch.spec import LaunchSpec, spec_for, with_python
+from dtrain.launch.where import Where, told_there
 from dtrain.paths import RunPaths
 
 from .ssh_options import WHERE, SshOptions, read_options
@@ -74,7 +75,7 @@ class SshLauncher:
     def submit(self, job: Job, rendered: Rendered) -> Handle:
         options = read_options(job.options)
         _refuse_another_number(job, options)
-        where = far.Where(job.run_id, self._ready(options, job), options.trust, options.grace_seconds)
+        where = Where(job.run_id, self._ready(options, job), options.trust, options.grace_seconds)
         run = far.Far(where, RunPaths(job.folder), self.lines)
         shares = [
             _share(job, options, said, there) for said, there in zip(options.machines, where.machines, strict=True)
@@ -123,7 +124,7 @@ class SshLauncher:
 
     def _run(self, handle: Handle) -> far.Far | None:
         paths = RunPaths(Path(handle.folder))
-        where = far.Where.of(handle.data, paths)
+        where = Where.of(handle.data, paths)
         return None if where is None else far.Far(where, paths, self.lines)
 
     def _remotes(self, options: SshOptions) -> list[Remote]:
@@ -230,7 +231,7 @@ def _documents(job: Job, options: SshOptions, one: Machine) -> dict[str, str]:
     about = {
         "schema_version": 1, "id": job.run_id, "name": job.name, "launcher": NAME, "folder": folder, "nodes": job.nodes,
         "ranks_per_node": job.ranks_per_node, "device": job.device,
-        **far.told_there(options.machines, options.grace_seconds, job.options, "hosts"),
+        **told_there(options.machines, options.grace_seconds, job.options, "hosts"),
     }  # fmt: skip
     told = {"config.yaml": config, "plan.json": dict(job.plan), "run.json": about}
     texts = {

@@ -22,10 +22,11 @@ from dtrain.errors import BadInput, DtrainError, LauncherRefused, RunFailed, Unr
 from dtrain.files import read_json
 from dtrain.launch import machine, secrets
 from dtrain.launch.bundle import Input, shipped
-from dtrain.launch.far import Far, Needs, Share, Where, on_each
+from dtrain.launch.far import Far, Needs, Share, on_each
 from dtrain.launch.machine import Machine, Remote
 from dtrain.launch.spec import LaunchSpec
 from dtrain.launch.tunnel import Host, Lines, Trust
+from dtrain.launch.where import Where
 from dtrain.paths import RunPaths
 
 KNOCK_SECONDS = 1.0

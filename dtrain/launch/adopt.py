@@ -16,10 +16,10 @@ from typing import Any
 from dtrain.errors import BadInput
 from dtrain.launch import machine, registry
 from dtrain.launch.create import create, folder_name
-from dtrain.launch.far import Where
 from dtrain.launch.machine import DEFAULT_BASE, Machine, Remote
 from dtrain.launch.registry import Entry
 from dtrain.launch.tunnel import Host, Lines, Trust, Tunnel
+from dtrain.launch.where import Where
 
 _PLACE = re.compile(
     r"(?:(?P<user>[^@:/\s]+)@)?(?P<host>[^@:/\s]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d+))?:(?P<run>[^:]+)"

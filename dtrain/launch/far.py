@@ -16,17 +16,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from dtrain.errors import LauncherRefused, Unreachable
-from dtrain.files import write_json
 from dtrain.launch import gate, runlogs
 from dtrain.launch.agent import PLACED
 from dtrain.launch.api import Status
 from dtrain.launch.bundle import Input, Shipped, shipped
-from dtrain.launch.ending import Ending, last_checkpoint, read_or_none
-from dtrain.launch.fetch import CHUNK_BYTES, Fetched, bring_home
-from dtrain.launch.machine import Machine, Remote, as_json, for_anybody, from_json
+from dtrain.launch.ending import Ending, last_checkpoint
+from dtrain.launch.far_results import RESULTS_SECONDS, Results, is_share, results_of
+from dtrain.launch.fetch import Fetched, bring_home
+from dtrain.launch.machine import Remote
 from dtrain.launch.mirror import Mirror, last_ended
-from dtrain.launch.spec import DEFAULT_GRACE_SECONDS, LaunchSpec, at_place
-from dtrain.launch.tunnel import Lines, Trust
+from dtrain.launch.spec import LaunchSpec, at_place
+from dtrain.launch.tunnel import Lines
+from dtrain.launch.where import Where
 from dtrain.paths import RunPaths
 
 GATE_SECONDS = 180.0
@@ -35,64 +36,8 @@ STOP_SECONDS = 60.0
 """Beyond the time that ranks have to save."""
 PARTING_SECONDS = 15.0
 """Once the ranks of the first machine have saved and left, for those of the others to do so, too."""
-RESULTS_SECONDS = 3600.0
-"""Hashing a large checkpoint takes a while before its first byte comes."""
 T = TypeVar("T")
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Where:
-    """On which machines a run lies: what its handle carries, and `remote.json`."""
-
-    run_id: str
-    machines: tuple[Machine, ...]
-    """The first holds rank 0. Paths as they are on the machine."""
-    trust: Trust
-    grace_seconds: float = DEFAULT_GRACE_SECONDS
-
-    def as_json(self) -> dict[str, Any]:
-        machines = [as_json(machine) for machine in self.machines]
-        return {
-            "run_id": self.run_id, "machines": machines, "trust": asdict(self.trust),
-            "grace_seconds": self.grace_seconds,
-        }  # fmt: skip
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any], paths: RunPaths) -> Where | None:
-        """From a handle, else (its client died before it had one) from the run's folder. None: nothing was started."""
-        told = data or read_or_none(paths.remote)
-        if not told:
-            return None
-        machines = tuple(from_json(machine) for machine in told["machines"])
-        return cls(told["run_id"], machines, Trust(**told["trust"]), told["grace_seconds"])
-
-    def note(self, paths: RunPaths) -> None:
-        """Before anything is on a machine: a client that dies from here on leaves a folder that knows where to look."""
-        try:
-            write_json(paths.remote, {"schema_version": 1, **self.as_json()})
-        except OSError as error:
-            raise LauncherRefused(
-                f"the run's folder here cannot be written: {error.strerror}", file=str(paths.run)
-            ) from None
-
-    @property
-    def names(self) -> list[str]:
-        return [str(machine.host) for machine in self.machines]
-
-
-def told_there(
-    machines: Sequence[Machine], grace_seconds: float, options: Mapping[str, Any], named_by: str
-) -> dict[str, Any]:
-    """What run.json on a machine says of all of them, for a client that only finds that machine (`adopt`).
-
-    `named_by`: the launcher's option that names machines; what it says here means nothing elsewhere.
-    """
-    return {
-        "machines": [as_json(for_anybody(machine)) for machine in machines], "grace_seconds": grace_seconds,
-        "named_by": named_by,
-        "options": {key: value for key, value in options.items() if key not in (named_by, "key")},
-    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -282,7 +227,7 @@ class Far:
         for number, remote in enumerate(self.remotes):
             files = results_of(remote, self._folder(remote), checkpoints)
             if number > 0:  # what only the first rank writes is of the first machine
-                files = {name: about for name, about in files.items() if _is_share(name)}
+                files = {name: about for name, about in files.items() if is_share(name)}
             brought += bring_home(Results(remote, self._folder(remote)), files, self.paths.output, say)
             listed.append(files)
         return listed, brought
@@ -321,29 +266,6 @@ class Far:
         return on_each(range(len(self.remotes)), work)
 
 
-def results_of(remote: Remote, folder: str, checkpoints: str | None) -> Mapping[str, Any]:
-    """What a machine has to bring home of a run: name → bytes, sha256."""
-    told = {"folder": folder, "checkpoints": checkpoints}
-    files: Mapping[str, Any] = remote.ask("results", told, RESULTS_SECONDS)["files"]
-    return files
-
-
-class Results:
-    """The files of a run on a machine."""
-
-    def __init__(self, remote: Remote, folder: str) -> None:
-        self.remote = remote
-        self.folder = folder
-
-    def read(self, name: str, offset: int) -> Iterator[bytes]:
-        with self.remote.tunnel.files() as sftp, sftp.open(f"{self.folder}/{name}", "rb") as stream:
-            size = stream.stat().st_size or 0
-            stream.prefetch(size)
-            stream.seek(offset)
-            while chunk := stream.read(CHUNK_BYTES):
-                yield chunk
-
-
 def _refuse_half_ended(states: Sequence[str], names: Sequence[str]) -> None:
     """A machine where the run has ended would leave the others waiting for it."""
     over = [f"{name}: {state}" for name, state in zip(names, states, strict=True) if state not in (PLACED, "running")]
@@ -351,11 +273,6 @@ def _refuse_half_ended(states: Sequence[str], names: Sequence[str]) -> None:
         raise LauncherRefused(
             f"the run has ended on a part of its machines: {', '.join(over)}", fix="dtrain resume RUN"
         )
-
-
-def _is_share(name: str) -> bool:
-    """Of a machine after the first: its ranks' part of a checkpoint."""
-    return name.startswith("dtrain/checkpoints/") and not name.endswith("/manifest.json")
 
 
 def on_each(things: Sequence[Any], work: Callable[[Any], T]) -> list[T]:
