@@ -76,8 +76,8 @@ _ATTENTION = {"flex_attention": "flex", "flash": "flash_attention_2", "sdp": "sd
 }
 _OPTIMIZERS = {
     "adamw_8bit": "adamw_bnb_8bit", "paged_adamw": "paged_adamw_32bit", "ao_adamw_8bit": "adamw_torch_8bit",
-    "ao_adamw_4bit": "adamw_torch_4bit", "lion": "lion_32bit", "paged_lion": "paged_lion_32bit",
-    "adamw_hf": "adamw_torch",
+    "ao_adamw_4bit": "adamw_torch_4bit", "ao_adamw_fp8": "adamw_torch_fp8", "adamw_hf": "adamw_torch",
+    "lion": "lion_32bit", "paged_lion": "paged_lion_32bit",
 }  # fmt: skip
 """transformers.training_args.OptimizerNames and Axolotl's CustomSupportedOptimizers: names of one optimizer."""
 

@@ -27,8 +27,8 @@ NOT_YET: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # key, what lau
     ("chat_template", _one_of(*AXOLOTLS_TEMPLATES), _OWN_TEMPLATE),
     (
         "optimizer",
-        _one_of("adamw_torch_8bit", "adamw_torch_4bit", "muon"),
-        "optimizer: adamw_bnb_8bit, or another of bitsandbytes' or torch's",
+        _one_of("adamw_torch_8bit", "adamw_torch_4bit", "adamw_torch_fp8"),
+        "optimizer: adamw_bnb_8bit, of the same size: ZeRO cuts torchao's blocks of 256 numbers",
     ),
 )
 

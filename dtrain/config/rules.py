@@ -16,6 +16,7 @@ _ONE_OF: tuple[tuple[str, str, str], ...] = (
     ("eval_steps", "evals_per_epoch", "both say when to evaluate"),
     ("attention_pattern", "segment_memory", "both say how far a token looks back"),
     ("save_steps", "saves_per_epoch", "both say when to save"),
+    ("master_weights", "plan_as", "plan_as has master_weights of its own"),
 )
 """Pairs of keys that say one thing in two ways."""
 

@@ -34,7 +34,7 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
         dtypes=dtypes_of(config, other, sharding, compute),
         double_quant=config.bnb_4bit_use_double_quant,
         tf32=choice.precision == "tf32",
-        optimizer=optimizer_of(choice, other, profile),
+        optimizer=optimizer_of(config, choice, other, profile),
         adapter=adapter_spec(config, facts),
         checkpointing=choice.gradient_checkpointing,
         attention=choice.attention,
@@ -73,23 +73,27 @@ def _has_liger_kernels(config: Config) -> bool:
     return config.plan_as is not None and config.cross_entropy == "fused" and not config.torch_compile
 
 
-def optimizer_of(choice: Choice, other: PlanAs, profile: Profile) -> OptimizerSpec:
+def optimizer_of(config: Config, choice: Choice, other: PlanAs, profile: Profile) -> OptimizerSpec:
     """On a CPU, bitsandbytes' paged states lie in memory like others."""
     spec = optimizer_spec(choice.optimizer, other.optimizer_state_dtype, other.optimizer_in_backward)
+    if config.master_weights == "bf16" and spec.as_masters:
+        spec = spec.with_state_dtype(2)
     return replace(spec, paged=False) if profile.is_cpu else spec
 
 
 def dtypes_of(config: Config, other: PlanAs, sharding: Sharding, compute: Dtype) -> Dtypes:
-    """DeepSpeed: 16-bit weights, fp32 masters and fp32 accumulation. FSDP2 and DDP: fp32 weights, cast to compute."""
+    """DeepSpeed: 16-bit weights, fp32 masters and fp32 accumulation, or both in bf16. FSDP2 and DDP: fp32 weights, cast
+    to compute."""
     deepspeed = sharding.startswith("zero")
     masters = other.master_weights != "none" and compute != "fp32"
+    low = config.master_weights == "bf16"
     gradient: Dtype = other.gradient_dtype or (compute if deepspeed or not masters else "fp32")
     return Dtypes(
         compute=compute,
         weights="fp32" if masters and not deepspeed else compute,
-        master="fp32" if masters and deepspeed else None,
+        master=("bf16" if low else "fp32") if masters and deepspeed else None,
         gradient=gradient,
-        accumulation="fp32" if masters and deepspeed and other.gradient_dtype is None else None,
+        accumulation="fp32" if masters and deepspeed and other.gradient_dtype is None and not low else None,
         reduce=gradient,
         frozen=other.base_weights_dtype or _frozen_dtype(config, compute),
     )

@@ -25,6 +25,10 @@ class OptimizerSpec:
     """States live in unified memory: host RAM that the card sees, outside torch's allocator."""
     factored: bool = False
     """The second moment of a matrix is a row and a column; needs the matrix whole (no flat ZeRO partition)."""
+    hidden_only: bool = False
+    """`state_bytes` is for the blocks' matrices; embedding, head and vectors have `vector_state_bytes`."""
+    as_masters: bool = False
+    """Its moments have the type of the masters that it steps; others' are fp32 or 8-bit always."""
     in_backward: bool = False
     """The step of a parameter runs as its gradient arrives, so gradients never exist together."""
 
@@ -50,19 +54,20 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = MappingProxyType(
     {
         spec.name: spec
         for spec in (
-            OptimizerSpec("adamw_torch", 8, 8, _FOREACH, flat_step_bytes=_SINGLE),
-            OptimizerSpec("adamw_torch_fused", 8, 8, 0),
+            OptimizerSpec("adamw_torch", 8, 8, _FOREACH, flat_step_bytes=_SINGLE, as_masters=True),
+            OptimizerSpec("adamw_torch_fused", 8, 8, 0, as_masters=True),
             OptimizerSpec("adamw_bnb_8bit", 2 + 2 * _BNB_SCALES, 8, 0),
             OptimizerSpec("paged_adamw_8bit", 2 + 2 * _BNB_SCALES, 8, 0, paged=True),
             OptimizerSpec("paged_adamw_32bit", 8, 8, 0, paged=True),
             OptimizerSpec("adamw_torch_8bit", 2 + 2 * _AO_8BIT_SCALES, 8, 0),
             OptimizerSpec("adamw_torch_4bit", 1 + 2 * _AO_4BIT_SCALES, 8, 0),
+            OptimizerSpec("adamw_torch_fp8", 2 + 2 * _AO_8BIT_SCALES, 8, 0),
             OptimizerSpec("lion_8bit", 1 + _BNB_SCALES, 4, 0),
             OptimizerSpec("paged_lion_8bit", 1 + _BNB_SCALES, 4, 0, paged=True),
             OptimizerSpec("lion_32bit", 4, 4, 0),
             OptimizerSpec("paged_lion_32bit", 4, 4, 0, paged=True),
             OptimizerSpec("adafactor", 4, 4, 0, factored=True),
-            OptimizerSpec("muon", 4, 8, 4, flat_step_bytes=4),
+            OptimizerSpec("muon", 4, 8, 4, flat_step_bytes=4, hidden_only=True),
             OptimizerSpec("sgd", 0, 0, 0),
         )
     }

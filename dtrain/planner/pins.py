@@ -17,6 +17,7 @@ from dtrain.planner.batch import divisors
 from dtrain.planner.choice import Precision
 from dtrain.planner.layout import linear_names
 from dtrain.planner.nvme import nvme_errors
+from dtrain.planner.optimizer_pins import ON_THE_CARD, optimizer_errors, stages_of
 from dtrain.planner.parallel import OWN_ATTENTION, parallel_errors, unsharded_in_16_bits
 from dtrain.planner.positions import position_errors
 
@@ -32,11 +33,6 @@ LEAST_CAPABILITY = {"flash_attention_3": (9, 0), "flash_attention_2": (8, 0), "v
 """Hopper; Ampere (torch's varlen is FlashAttention 2); Triton's own least."""
 OWN_SDPA = frozenset({"falcon", "stablelm"})
 """Families of OWN_ATTENTION that run torch's sdpa (`_supports_sdpa`, transformers 5.23); the others write it out."""
-ON_THE_CARD = (
-    "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "paged_lion_8bit", "lion_32bit",
-    "paged_lion_32bit",
-)  # fmt: skip
-"""bitsandbytes' optimizers step on the card: their states cannot live in host memory under ZeRO-Offload."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,7 @@ def space_of(loaded: Loaded, profile: Profile, facts: ModelFacts) -> Space:
     errors += [*sparse_attention.errors_of(loaded, facts), *position_errors(loaded, facts)]
     errors += [*_target_errors(loaded, facts), *_kernel_errors(loaded, profile)]
     errors += unsharded_in_16_bits(loaded, precision_of(loaded, profile))
+    errors += optimizer_errors(loaded, facts, precision_of(loaded, profile))
     if errors:
         raise BadInputs(errors)
     return Space(
@@ -103,7 +100,8 @@ def _stages(loaded: Loaded, profile: Profile) -> tuple[int, ...]:
     lowest = 0 if precision_of(loaded, profile) in ("fp32", "tf32") else 1
     # quantised weights cannot be sharded element by element, and tensor parallel has cut them already
     highest = 2 if _quantised(config) or config.tensor_parallel_size > 1 else 3
-    return tuple(range(lowest, highest + 1))
+    able = stages_of(config, precision_of(loaded, profile))
+    return tuple(stage for stage in range(lowest, highest + 1) if stage in able) or tuple(sorted(able))
 
 
 def _quantised(config: Config) -> bool:
@@ -113,7 +111,8 @@ def _quantised(config: Config) -> bool:
 def _offload_optimizer(config: Config, profile: Profile) -> tuple[Offload, ...]:
     if config.offload_optimizer != "auto":
         return (config.offload_optimizer,)
-    if profile.is_cpu or config.optimizer in ON_THE_CARD or config.plan_as is not None:
+    stays = config.optimizer in ON_THE_CARD or config.master_weights == "bf16"
+    if profile.is_cpu or stays or config.plan_as is not None:
         return ("none",)
     return ("none", "cpu")
 

@@ -145,6 +145,8 @@ class States:
     def moment_bytes(self) -> float:
         """Bytes per trained parameter. Unsharded quantised states fall back to fp32 for small tensors."""
         spec = self.setup.optimizer
+        if spec.hidden_only:
+            return spec.state_bytes * self._hidden_share + spec.vector_state_bytes * (1 - self._hidden_share)
         if (
             self.setup.is_deepspeed and self.setup.shards_optimizer
         ):  # one flat tensor: nothing is small, nothing factored
@@ -153,6 +155,16 @@ class States:
             return 4 * self._factored_share
         vectors = self._vector_share
         return spec.state_bytes * (1 - vectors) + spec.vector_state_bytes * vectors
+
+    @cached_property
+    def _hidden_share(self) -> float:
+        """Of all parameters, the blocks' matrices."""
+        matrices = sum(
+            layers * one.count * one.inputs * one.outputs
+            for layer, layers in self.facts.layers
+            for one in layer.linears
+        )
+        return matrices / max(1, self.facts.parameters)
 
     @cached_property
     def _vector_share(self) -> float:
@@ -177,6 +189,8 @@ class States:
         setup = self.setup
         if setup.offload_optimizer != "none" or setup.optimizer.in_backward:
             return 0.0
+        if setup.optimizer.hidden_only and setup.is_deepspeed:
+            return self._muon_step + self._unsummed
         if setup.sharding == "zero0" and setup.is_deepspeed:
             # fp16/unfused_optimizer.py: every gradient is cast to fp32 before the first parameter is stepped
             return 4 * self.trained if setup.dtypes.master else 0.0
@@ -185,8 +199,23 @@ class States:
             group = min(SUB_GROUP_ELEMENTS, shard)
             return group * (4 + setup.optimizer.flat_step_bytes)  # stage3.py flattens the sub-group's gradients
         if setup.is_deepspeed:
-            return shard * setup.optimizer.flat_step_bytes
+            return shard * setup.optimizer.flat_step_bytes + self._unsummed
         return shard * setup.optimizer.step_bytes
+
+    @property
+    def _unsummed(self) -> float:
+        """BF16_Optimizer (stage 1) clears the gradients that backward left only after the step."""
+        kept = self.setup.sharding == "zero1" and self.setup.dtypes.accumulation is not None
+        return self.trained * DTYPE_BYTES[self.setup.dtypes.gradient] if kept else 0.0
+
+    @property
+    def _muon_step(self) -> float:
+        """AdamW's temporaries, four of a moment's size (original_muon.py, adam_update): of the flat rest at stage 1, of
+        the largest tensor at stage 0, where 16-bit gradients are cast to fp32 all at once."""
+        if self.setup.shards_optimizer:
+            return 16 * (1 - self._hidden_share) * self.trained / self.ranks
+        largest = 16 * max(self.facts.embedding_parameters, self.facts.head_parameters)
+        return largest + (4 * self.trained if self.setup.dtypes.master else 0.0)
 
     # --- gradients ------------------------------------------------------------------------------------------------
 
@@ -220,10 +249,15 @@ class States:
     def _left_over(self) -> float:
         """In fp32 DeepSpeed holds the last step's flat gradient shard until the next backward (live bytes, 0.19.8)."""
         setup = self.setup
-        flat = setup.sharding in ("zero1", "zero2", "zero3") and setup.dtypes.accumulation is None
+        flat = setup.sharding in ("zero1", "zero2", "zero3") and self._summed_as_they_come
         if not flat or setup.offload_optimizer != "none":
             return 0.0
         return self.trained / self.ranks * DTYPE_BYTES[setup.dtypes.gradient]
+
+    @property
+    def _summed_as_they_come(self) -> bool:
+        """In fp32, no copy is made between backward and the step. With bf16 masters one is (live bytes, 0.19.8)."""
+        return self.setup.dtypes.accumulation is None and self.setup.dtypes.master != "bf16"
 
     def _fsdp_reduce(self, unit: float) -> float:
         """A unit's gradient as computed, and the reduce-scatter's input."""
@@ -274,7 +308,7 @@ class States:
         """Buckets that outlive backward: stage 3's own, and stage 1's old ones, which its gradients are views of."""
         if self.setup.sharding == "zero3":
             return self._bucket
-        views = self.setup.sharding == "zero1" and self.setup.dtypes.accumulation is None
+        views = self.setup.sharding == "zero1" and self._summed_as_they_come
         return self._buckets_of(self.trained) if views else 0.0
 
     @cached_property
@@ -308,6 +342,9 @@ class States:
             return self._fsdp_reduce(self.trained_root) + self.gathered
         if self.setup.sharding == "zero3":
             return 2 * self._bucket + self.gathered
+        if self.setup.sharding == "zero1" and self.setup.dtypes.accumulation is not None and self.ranks > 1:
+            # the flat sum is cast whole to be sent; what backward left goes after the step only
+            return self.trained * DTYPE_BYTES[self.setup.dtypes.reduce] + self._unsummed
         return self._bucket if self.setup.sharding == "zero0" and self.setup.ranks > 1 else 0.0
 
 

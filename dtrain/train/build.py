@@ -79,6 +79,7 @@ def build(rank: Rank, prepared: Prepared, schedule: Schedule) -> tuple[Training,
     with_engine, optimizer, _, _ = deepspeed.initialize(
         model=loss_model, optimizer=optimizer, config=told, dist_init_required=False
     )
+    engine.send_as_they_lie(with_engine, choice.zero_stage)
     mark_parts(with_engine, rank.ranks.rank % config.tensor_parallel_size, config.tensor_parallel_size)
     if config.tiled_mlp and choice.zero_stage == 3:
         tiled_mlp.gather_whole(model)

@@ -48,19 +48,33 @@ def deepspeed_config(
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": choice.precision == "bf16"},
+        "bf16": _bf16(config, choice),
         "fp16": {
             "enabled": choice.precision == "fp16", "loss_scale": 0, "initial_scale_power": 16,
             "loss_scale_window": 1000, "hysteresis": 2, "min_loss_scale": 1,
         },
-        # stage 0 cannot sum 16-bit gradients in fp32 (engine._do_optimizer_sanity_check)
-        "data_types": {"grad_accum_dtype": "fp32"} if choice.zero_stage > 0 else {},
+        "data_types": _summed_in(config, choice),
         "prescale_gradients": False,
         "wall_clock_breakdown": False,
         "steps_per_print": 2**31,
         "checkpoint": {"tag_validation": "Fail"},
         **tensor_parallel.autotp_section(config.tensor_parallel_size),
     }  # fmt: skip
+
+
+def _bf16(config: Config, choice: Choice) -> dict[str, bool]:
+    """DeepSpeed can hold masters and moments in bf16 at stages 1 to 3."""
+    low = config.master_weights == "bf16"
+    masters = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True} if low else {}
+    return {"enabled": choice.precision == "bf16", **masters}
+
+
+def _summed_in(config: Config, choice: Choice) -> dict[str, str]:
+    """Stage 0 cannot sum 16-bit gradients in fp32 (engine._do_optimizer_sanity_check). Without fp32 masters they are
+    summed in bf16: stage 1 would take another optimizer for fp32 sums, which has fp32 masters always."""
+    if choice.zero_stage == 0:
+        return {}
+    return {"grad_accum_dtype": "bf16" if config.master_weights == "bf16" else "fp32"}
 
 
 def clipping(config: Config, choice: Choice) -> float:
@@ -85,9 +99,24 @@ def merged_with_file(built: Mapping[str, Any], said: Mapping[str, Any] | None) -
     return merged
 
 
+def send_as_they_lie(engine: Any, stage: int) -> None:
+    """DeepSpeed copies gradients into one tensor to send them (engine.py, allreduce_and_copy). At stage 1 in bf16 they
+    lie in few tensors already, as large as the model in fp32: each is sent alone, without the copy."""
+    if stage != 1:
+        return
+    send = engine.allreduce_and_copy
+
+    def one_by_one(tensors: list[torch.Tensor], *told: Any) -> None:
+        for tensor in tensors:
+            send([tensor], *told)
+
+    engine.allreduce_and_copy = one_by_one
+    engine.flatten = lambda tensors: tensors[0].view(-1)
+
+
 def set_learning_rate(optimizer: Any, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_scale", 1.0)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:

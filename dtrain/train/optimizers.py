@@ -10,6 +10,7 @@ from torch import nn
 
 from dtrain.config.schema import Config
 from dtrain.errors import BadInput
+from dtrain.train.muon import hidden_matrices, muon
 from dtrain.train.partitions import inner_optimizer
 
 BITSANDBYTES = {
@@ -34,11 +35,14 @@ def optimizer_for(config: Config, model: nn.Module, on_cpu: bool) -> torch.optim
         return torch.optim.SGD(groups, lr=rate)
     if name == "adafactor":
         return _adafactor(groups, rate)
+    if name == "muon":
+        matrices = hidden_matrices(model)
+        return muon(config, _without(groups, matrices), matrices)
     if name in BITSANDBYTES:
         return _bitsandbytes(config, groups, on_cpu)
     raise BadInput(
         "not supported by launch yet", key="optimizer", value=name,
-        allowed=["adamw_torch", "adamw_torch_fused", "sgd", "adafactor", *BITSANDBYTES],
+        allowed=["adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "muon", *BITSANDBYTES],
     )  # fmt: skip
 
 
@@ -63,6 +67,13 @@ def _adafactor(groups: list[dict[str, Any]], rate: float) -> torch.optim.Optimiz
 
     made: torch.optim.Optimizer = Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False)
     return made
+
+
+def _without(groups: list[dict[str, Any]], taken: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """The groups less some parameters, as far as anything is left of them."""
+    gone = {id(parameter) for parameter in taken}
+    left = [{**group, "params": [one for one in group["params"] if id(one) not in gone]} for group in groups]
+    return [group for group in left if group["params"]]
 
 
 def page_again(optimizer: Any) -> None:

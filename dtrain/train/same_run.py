@@ -14,7 +14,7 @@ from dtrain.planner.choice import Choice
 from dtrain.planner.plan import versions
 from dtrain.train.checkpoint import Checkpoint
 
-CUT = "tensor_parallel_size"
+CUT, MASTERS = "tensor_parallel_size", "master_weights"
 MODEL_CODE = "model_code"
 """Beside versions: a hash of the code that came with the model (`trust_remote_code`)."""
 
@@ -24,7 +24,7 @@ def facts(config: Config, choice: Choice) -> dict[str, Any]:
     return {
         "global_batch_size": choice.global_batch_size, "sequence_len": choice.sequence_len,
         "sample_packing": config.sample_packing, "shuffle": config.shuffle, "seed": config.seed,
-        CUT: config.tensor_parallel_size,
+        CUT: config.tensor_parallel_size, MASTERS: config.master_weights,
     }  # fmt: skip
 
 
@@ -47,7 +47,8 @@ def refuse_other(config: Config, choice: Choice, found: Checkpoint, code: dict[s
     now = facts(config, choice)
     changed = [name for name, value in found.schedule.items() if name in now and now[name] != value]
     if changed:
-        why = "its states are of matrices cut otherwise" if changed[0] == CUT else "the run would see other rows"
+        states = {CUT: "its states are of matrices cut otherwise", MASTERS: "its states have another type"}
+        why = states.get(changed[0], "the run would see other rows")
         raise BadInput(
             f"changed since the checkpoint was written: {why}", key=changed[0],
             file=str(found.folder), value=now[changed[0]], allowed=found.schedule[changed[0]],

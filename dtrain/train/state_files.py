@@ -199,8 +199,9 @@ def _fill_by_pieces(partition: Partition, stored: Sequence[Stored], folder: Path
             to = slice(wanted.offset + first - wanted.start, wanted.offset + last - wanted.start)
             with safe_open(one.file, framework="pt") as handle:
                 for kind in one.elementwise:
-                    target = filled.setdefault(kind, torch.zeros(partition.master.numel()))
-                    target[to], book = _elements(handle, one, kind, at, at + last - first)
+                    elements, book = _elements(handle, one, kind, at, at + last - first)
+                    target = filled.setdefault(kind, torch.zeros(partition.master.numel(), dtype=elements.dtype))
+                    target[to] = elements
                     books |= {} if book is None else {kind: book}
             missing -= last - first
             if not partition.states.keys() >= one.scalars.keys():
@@ -228,7 +229,7 @@ def _by_name(stored: Sequence[Stored]) -> Mapping[str, Sequence[tuple[Stored, Pi
 
 
 def _elements(handle: Any, one: Stored, kind: str, first: int, last: int) -> tuple[Tensor, Tensor | None]:
-    """Elements of a flat state as fp32, and the code book they were kept with."""
+    """Elements of a flat state: as they are, or as fp32 with the code book they were kept with."""
     codes = handle.get_slice(f"{one.index}.{kind}")
     maxima = kind.replace("state", "absmax")
     if maxima == kind or maxima not in one.kinds:  # kept in 32 bits

@@ -228,6 +228,14 @@ def test_contradictions_have_a_way_out(lines: list[str], model: str, words: str)
         (["attention_pattern: {kind: sliding}", "attention: flash_attention_2"], "has no attention_pattern"),
         (["segment_memory: 64", "attention: flex"], "flex has no segment_memory"),
         (["optimizer: adafactor", "zero_stage: 2"], "scales by whole matrices"),
+        (["optimizer: muon", "zero_stage: 2"], "not gradients"),
+        (["optimizer: muon", "adapter: lora"], "full training"),
+        (["optimizer: muon", "fp16: true", "bf16: false"], "loss scale"),
+        (["optimizer: muon", "offload_optimizer: cpu"], "cannot be offloaded"),
+        (["master_weights: bf16", "zero_stage: 0"], "from stage 1 on"),
+        (["master_weights: bf16", "bf16: false"], "computes in fp32"),
+        (["master_weights: bf16", "offload_optimizer: cpu"], "its own CPU optimizer"),
+        (["master_weights: bf16", "optimizer: muon"], "keeps fp32 masters"),
         (["adapter: lora", "load_in_8bit: true", "zero_stage: 3"], "cannot be sharded"),
     ],
 )
@@ -264,6 +272,15 @@ def test_what_keeps_no_output_is_never_checkpointed_selectively() -> None:
     assert plan("attention_pattern: {kind: sliding}").choice.attention == "flex"
     assert plan("attention_pattern: {kind: sliding}", profile="cpu").choice.attention == "sdpa"
     assert plan("optimizer: adafactor").choice.zero_stage == 0
+
+
+def test_the_stage_follows_from_optimizer_and_masters() -> None:
+    assert plan("optimizer: muon").choice.zero_stage == 1
+    assert plan("optimizer: muon", profile="cpu").choice.zero_stage == 0
+    usual, low = (plan(f"master_weights: {kind}", "zero_stage: 2").memory.terms for kind in ("fp32", "bf16"))
+    assert low["optimizer"] == pytest.approx(usual["optimizer"] / 2)
+    with pytest.raises((BadInput, BadInputs), match="experts"):
+        plan("optimizer: muon", model="Qwen/Qwen3-30B-A3B")
 
 
 def test_a_window_beyond_rotary_positions_names_the_choices() -> None:

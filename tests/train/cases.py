@@ -56,6 +56,7 @@ class Case:
     steps: int = 6
     packing: bool = False
     precision: str = "fp32"
+    master_weights: str = "fp32"
     checkpointing: str = "none"
     optimizer: str = "adamw_torch"
     offload: str = "none"
@@ -148,6 +149,7 @@ def config_of(case: Case, folder: Path) -> Config:
         "load_in_4bit": case.four_bit, "load_in_8bit": case.eight_bit,
         "peft_use_dora": case.dora, "tiled_mlp": case.tiled_mlp,
         "optimizer": case.optimizer, "learning_rate": case.learning_rate, "weight_decay": 0.1, "max_grad_norm": 0.5,
+        "master_weights": case.master_weights,
         "sample_packing": case.packing,
         "early_stopping_patience": case.patience, "tensor_parallel_size": case.tensor_parallel,
     })  # fmt: skip
@@ -209,6 +211,7 @@ def run_case(case: Case, ranks: ranks_of.Ranks, folder: Path) -> dict[str, Any]:
     with_engine, optimizer, _, _ = deepspeed.initialize(
         model=loss_model, optimizer=optimizer, config=told, dist_init_required=False
     )
+    engine.send_as_they_lie(with_engine, case.zero_stage)
     if case.tiled_mlp and case.zero_stage == 3:
         tiled_mlp.gather_whole(model)
     mark_parts(with_engine, ranks.rank % case.tensor_parallel, case.tensor_parallel)

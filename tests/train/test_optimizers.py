@@ -3,6 +3,7 @@ the planner counts."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,24 @@ def case(name: str, stage: int, world: int, home: Path, **changes: Any) -> Case:
     return Case(f"{name} zero{stage}", **(told | changes))
 
 
+def muon(stage: int, world: int, home: Path, precision: str = "bf16", **changes: Any) -> Case:
+    """Where ZeRO cuts matrices (stage 1), DeepSpeed has it in bf16 only."""
+    one = case("muon", stage, world, home, precision=precision, **changes)
+    return replace(one, name=f"{one.name} {precision}")
+
+
+def low(stage: int, world: int, home: Path, masters: str = "bf16", **changes: Any) -> Case:
+    """In bf16, with masters of a type."""
+    told = {"precision": "bf16", "master_weights": masters, "folder": str(home / f"{masters}-{stage}-{world}")}
+    return replace(case("adamw_torch", stage, world, home, **(told | changes)), name=f"{masters} masters zero{stage}")
+
+
 def cases(world: int, home: Path) -> list[Case]:
     stages = {1: (0,), 2: (2, 3)}[world]
     shared = [case(name, stage, world, home) for name in SHARED for stage in stages]
-    return [*shared, case("adafactor", 0, world, home)]
+    orthogonal = [muon(0, world, home, "fp32"), *(muon(stage, world, home) for stage in (0, 1))]
+    masters = [low(stage, world, home) for stage in (1, 2, 3)] + [low(2, world, home, "fp32")] if world == 2 else []
+    return [*shared, case("adafactor", 0, world, home), *orthogonal, *masters]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +60,40 @@ def test_equals_one_process(results: dict[tuple[int, str], Any], name: str, stag
     told, alone = results[2, f"{name} zero{stage}"], results[1, f"{name} zero0"]
     assert told["losses"] == pytest.approx(alone["losses"], rel=SHARED.get(name, 1e-5))
     assert abs(alone["losses"][0] - alone["losses"][-1]) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["zero0 fp32", "zero0 bf16", "zero1 bf16"])
+def test_muon_equals_one_process(results: dict[tuple[int, str], Any], name: str) -> None:
+    """Newton-Schulz runs in fp16, which the last bit of a gradient can move; half a step elsewhere would be 1e-2."""
+    told, alone = results[2, f"muon {name}"], results[1, f"muon zero0 {name.split()[1]}"]
+    assert told["losses"] == pytest.approx(alone["losses"], rel=3e-4)
+    assert told["grad_norms"] == pytest.approx(alone["grad_norms"], rel=5e-3)
+    assert abs(alone["losses"][3] - alone["losses"][4]) > 1e-2
+
+
+def test_bf16_masters_are_the_same_at_every_stage_and_near_fp32_ones(results: dict[tuple[int, str], Any]) -> None:
+    first = results[2, "bf16 masters zero1"]
+    for stage in (2, 3):
+        assert results[2, f"bf16 masters zero{stage}"]["losses"] == first["losses"]
+    usual = results[2, "fp32 masters zero2"]["losses"]
+    assert first["losses"] == pytest.approx(usual, rel=1e-3)
+    assert first["losses"] != usual
+
+
+def test_muon_and_bf16_masters_go_on_anywhere(results: dict[tuple[int, str], Any], run_cases: Run) -> None:
+    """On the same ranks to the last bit; at another stage on another number of ranks as nearly as they agree at all."""
+    home = Path(results[2, "adafactor zero0"]["folder"]).parent
+    told: dict[str, Any] = {"load": True, "save_at": None}
+    same = run_cases(2, [muon(1, 2, home, **told), low(3, 2, home, **told)])
+    for name in ("muon zero1 bf16", "bf16 masters zero3"):
+        assert same[name]["losses"] == results[2, name]["losses"][3:]
+    other = run_cases(1, [
+        muon(0, 1, home, **told, folder=results[2, "muon zero1 bf16"]["folder"]),
+        low(1, 1, home, **told, folder=results[2, "bf16 masters zero3"]["folder"]),
+    ])  # fmt: skip
+    assert other["muon zero0 bf16"]["losses"] == pytest.approx(results[2, "muon zero1 bf16"]["losses"][3:], rel=3e-4)
+    low_losses = results[2, "bf16 masters zero3"]["losses"][3:]
+    assert other["bf16 masters zero1"]["losses"] == pytest.approx(low_losses, rel=1e-3)
 
 
 def test_goes_on_to_the_last_bit(results: dict[tuple[int, str], Any], run_cases: Run) -> None:
