@@ -13,11 +13,12 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.waiting import wait_until
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "ip", "unshare")
 PACKAGES = "slurm-wlm munge iproute2"
@@ -65,7 +66,6 @@ NODE = (
     "NodeName={name} NodeHostname={name} NodeAddr={address} CPUs=4 Boards=1 SocketsPerBoard=1 CoresPerSocket=4 "
     "ThreadsPerCore=1 RealMemory=64000 Gres=gpu:fake:2 State=UNKNOWN"
 )
-START_SECONDS = 20.0
 NAMES = ("slurm1", "slurm2")
 
 
@@ -175,9 +175,11 @@ class Cluster:
 
     def pull_the_plug(self, name: str) -> None:
         """Every process of the node is gone at once."""
-        if name in self.slurmd:
-            self.slurmd[name].kill()
-            self.slurmd[name].wait()
+        node = self.slurmd.get(name)
+        while node is not None and node.poll() is None:
+            subprocess.run(["pkill", "-KILL", "-P", str(node.pid)], check=False)  # its first process: slurmd
+            with suppress(subprocess.TimeoutExpired):
+                node.wait(0.5)  # until all others went with it
 
     def stop(self) -> None:
         for name in self.names:
@@ -207,23 +209,28 @@ class Cluster:
 
     def wait_idle(self) -> None:
         """No job, and every node ready."""
-        deadline = time.monotonic() + START_SECONDS
-        while self.states() != ["idle"] * len(self.names):
-            assert time.monotonic() < deadline, f"nodes are {self.states()}"
-            time.sleep(0.05)
+        wait_until(lambda: self.states() == ["idle"] * len(self.names))
 
     def clear(self) -> None:
         """Cancel everything, and wake every node."""
-        self("scancel", "--state=PENDING", "--user=root")
-        self("scancel", "--state=RUNNING", "--user=root", "--signal=KILL", "--full")
-        self("scancel", "--user=root")
         for name in self.names:
             if self.slurmd[name].poll() is not None:
                 self.boot(name)
-            subprocess.run(
-                ["scontrol", "update", f"nodename={name}", "state=resume"], env=self.environment, capture_output=True
-            )
-        self.wait_idle()
+        wait_until(self._cleared)
+
+    def _cleared(self) -> bool:
+        """Whether no job is left and every node is ready; else they are told once more: a job that is just being
+        requeued, and a node that still completes one, refuse."""
+        if self("squeue", "--noheader", "--format=%i") == "" and self.states() == ["idle"] * len(self.names):
+            return True
+        for command in (
+            ["scancel", "--state=PENDING", "--user=root"],
+            ["scancel", "--state=RUNNING", "--user=root", "--signal=KILL", "--full"],
+            ["scancel", "--user=root"],
+            *(["scontrol", "update", f"nodename={name}", "state=resume"] for name in self.names),
+        ):
+            subprocess.run(command, env=self.environment, capture_output=True, check=False)
+        return False
 
     def inside(self, name: str, *command: str) -> str:
         return run("ip", "netns", "exec", name, *command, env=self.environment)

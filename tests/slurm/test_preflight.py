@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from dtrain.launch import rollcall
 from dtrain.launch.ending import Ending
 from dtrain.launch.rollcall import WITH_OTHERS, Roll
 from dtrain.launch.spec import LaunchSpec
 from dtrain.paths import RunPaths
 from tests.slurm.cluster import Cluster, run
+from tests.waiting import PATIENCE_SECONDS
 
-LIMIT_SECONDS = 20.0
-IMPATIENT = """
+WITH_SECONDS = """
 import sys
 from dtrain.launch import preflight, rollcall
-rollcall.LOAD_SECONDS = 5.0
+rollcall.HELLO_SECONDS, rollcall.LOAD_SECONDS = {hello}, 2.0
 preflight.main(sys.argv[1:])
 """
 
@@ -39,19 +39,18 @@ def paths(tmp_path: Path) -> RunPaths:
 def preflight(cluster: Cluster, paths: RunPaths) -> Callable[..., str]:
     """Run it on the named nodes (`login` is this machine); what the first of them came to."""
 
-    def told(*names: str, **python_path: str) -> str:
-        started = time.monotonic()
+    def told(*names: str, hello: float = PATIENCE_SECONDS, **python_path: str) -> str:
+        script = WITH_SECONDS.format(hello=hello)
         with ExitStack() as stack:
-            nodes = [stack.enter_context(start(number, names, python_path)) for number in range(len(names))]
-            codes = [node.wait(LIMIT_SECONDS) for node in nodes]
-        assert time.monotonic() - started < LIMIT_SECONDS
+            nodes = [stack.enter_context(start(number, names, script, python_path)) for number in range(len(names))]
+            codes = [node.wait(PATIENCE_SECONDS) for node in nodes]
         ending = Ending.read_from(paths.node(0).ending)
         assert (codes[0], ending is None) in ((0, True), (1, False))
         return "" if ending is None else ending.reason
 
-    def start(number: int, names: tuple[str, ...], python_path: dict[str, str]) -> subprocess.Popen[bytes]:
+    def start(number: int, names: tuple[str, ...], script: str, python_path: dict[str, str]) -> subprocess.Popen[bytes]:
         inside = ["ip", "netns", "exec", names[number]] if names[number] in cluster.names else []
-        words = [sys.executable, "-P", "-c", IMPATIENT, str(paths.output)]
+        words = [sys.executable, "-P", "-c", script, str(paths.output)]
         env = {**cluster.environment, "PYTHONPATH": python_path.get(names[number], "")}
         meeting = f"{cluster.address('slurm1')}:28111"
         return subprocess.Popen([*inside, *words, meeting, *names, "--node", str(number)], env=env)
@@ -64,7 +63,7 @@ def preflight(cluster: Cluster, paths: RunPaths) -> Callable[..., str]:
 def test_a_node_without_a_network(cluster: Cluster, preflight: Callable[..., str]) -> None:
     run("ip", "-n", "slurm2", "link", "set", "fabric0", "down")
     try:
-        assert preflight("slurm1", "slurm2") == "preflight: node slurm2 does not reach slurm1"
+        assert preflight("slurm1", "slurm2", hello=6.0) == "preflight: node slurm2 does not reach slurm1"
     finally:
         run("ip", "-n", "slurm2", "link", "set", "fabric0", "up")
 
@@ -87,15 +86,23 @@ def test_two_nodes_that_reach_the_first_and_not_each_other(cluster: Cluster, pre
     ("torch", "says"),
     [
         ("raise OSError('libnccl.so.2: cannot open')", "OSError: libnccl.so.2: cannot open"),
-        ("import time; time.sleep(100)", "it did not come within 5 s"),
+        ("import time; time.sleep(100)", "it did not come within 2 s"),
     ],
 )
 def test_a_node_without_a_torch_that_works(
     cluster: Cluster, preflight: Callable[..., str], tmp_path: Path, torch: str, says: str
 ) -> None:
+    """On the other node there is one that comes at once."""
+    (tmp_path / "works" / "torch").mkdir(parents=True)
+    for file in ("works/torch/__init__.py", "works/torch/distributed.py"):
+        (tmp_path / file).touch()
     (tmp_path / "torch.py").write_text(torch + "\n")
-    reason = preflight("slurm1", "slurm2", slurm2=str(tmp_path))
+    reason = preflight("slurm1", "slurm2", slurm1=str(tmp_path / "works"), slurm2=str(tmp_path))
     assert reason == f"preflight: node slurm2 cannot load torch: {says}"
+
+
+def test_the_network_has_twenty_seconds() -> None:
+    assert rollcall.HELLO_SECONDS + 2 * rollcall.REACH_SECONDS + rollcall.REDUCE_SECONDS <= 20
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------------

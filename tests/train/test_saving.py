@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -73,19 +74,21 @@ def test_what_is_saved_is_the_state_at_the_step_whatever_comes_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk takes its time, training does not wait for it, and the next save does."""
-    real = tensor_file.write
+    real, mended = tensor_file.write, threading.Event()
 
     def slowly(path: Path, content: tensor_file.Content) -> tensor_file.Written:
-        time.sleep(0.5)
+        mended.wait()
         return real(path, content)
 
     monkeypatch.setattr(tensor_file, "write", slowly)
-    monkeypatch.setattr(saver, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(saver, "SLOW_SECONDS", 0.0)
     one, model, words = a_saver(tmp_path)
     before = model.weight.detach().clone()
-    assert one.save(Progress(step=1)) < 0.25
+    one.save(Progress(step=1))  # comes back while nothing is written
     model.weight.data.zero_()
-    assert one.save(Progress(step=2)) > 0.25
+    threading.Timer(0.2, mended.set).start()
+    one.save(Progress(step=2))  # comes back when the first is
+    assert mended.is_set()
     assert "training waited" in words[0]
     assert one.wait() is not None
     from safetensors.torch import load_file
