@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
-from dtrain import __version__
+from dtrain import __version__, paths
 from dtrain.errors import BadInput, BadInputs, DtrainError
 
 COMMANDS = {
@@ -106,6 +108,9 @@ def tell(error: DtrainError, as_json: bool) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; exits with the contract's codes."""
     args = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # a terminal that has no such letters shows ?, and nothing ends for it
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         code = cli.main(args=args, prog_name="dtrain", standalone_mode=False)
     except DtrainError as error:
@@ -122,7 +127,19 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # `dtrain runs | head`
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        tell(_unusable_home(error), "--json" in args)
+        sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unusable_home(error: OSError) -> BadInput:
+    """A folder for dtrain's own records that cannot be written or read; any other OSError is raised again."""
+    home = paths.home()
+    if not isinstance(error.filename, str) or home not in (Path(error.filename), *Path(error.filename).parents):
+        raise error
+    fix = f"set DTRAIN_HOME to a folder you may write to (it is {home})"
+    return BadInput(f"dtrain's own folder cannot be used: {error.strerror}", file=error.filename, fix=fix)
 
 
 def _usage_hint(error: click.ClickException) -> str | None:

@@ -87,7 +87,7 @@ def own_prices() -> tuple[Price, ...]:
     file = paths.own_prices()
     try:
         return _read_own(file, file.stat().st_mtime_ns)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ()
 
 

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import NoReturn
 
 from rich.console import Console
 from rich.text import Text
 
 
+class Screen(Console):
+    """rich's console, but that a reader who left (`| head`) is no failed run: rich would exit with 1."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+        raise BrokenPipeError
+
+
 def console_for(as_json: bool) -> Console:
-    return Console(stderr=as_json, highlight=False)
+    return Screen(stderr=as_json, highlight=False)
 
 
 def print_pairs(console: Console, pairs: Mapping[str, str]) -> None:

@@ -16,6 +16,7 @@ from dtrain.planner.nearest import Way
 from dtrain.planner.plan import Plan
 from dtrain.planner.trace import TraceTerm
 from dtrain.planner.uncounted import Uncounted
+from dtrain.show.console import Screen
 from dtrain.units import count, dollars, duration, memory
 
 COLOURS: Mapping[str, str] = {
@@ -30,7 +31,7 @@ def print_plan(
     plan: Plan, ways: Sequence[Way] = (), console: Console | None = None, traced: Sequence[TraceTerm] = ()
 ) -> None:
     """Everything a person wants before spending: memory, choices, schedule, hours, dollars, what to change."""
-    console = console or Console()
+    console = console or Screen()
     console.print(Panel(_headline(plan), title=_title(plan), title_align="left", border_style=_colour(plan)))
     console.print(_memory(plan))
     console.print(_choices(plan))
@@ -162,7 +163,7 @@ def _trace(traced: Sequence[TraceTerm]) -> RenderableType:
 
 def print_uncounted(told: Uncounted, console: Console | None = None) -> None:
     """A model without a closed form: what was traced, and what it needs under each ZeRO stage."""
-    console = console or Console()
+    console = console or Screen()
     capacity = told.profile.gpu.memory_gib
     console.print(Text("note: ", "bold yellow") + Text(told.words))
     console.print(

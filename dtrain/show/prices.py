@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from dtrain.hardware.prices import Price, own_prices
+from dtrain.show.console import Screen
 
 
 def print_prices(rows: Sequence[Price], console: Console | None = None) -> None:
     """Card by card, the cheapest first; what was asked for from here is marked."""
-    console = console or Console(highlight=False)
+    console = console or Screen(highlight=False)
     own = set(own_prices())
     table = Table(box=None, padding=(0, 1))
     for name in ("", "gpu", "from"):

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dtrain.planner.rent import Option, Rent
+from dtrain.show.console import Screen
 from dtrain.units import dollars, duration
 
 MOST_ROWS = 14
@@ -17,7 +18,7 @@ MOST_ROWS = 14
 
 def print_rent(told: Rent, console: Console | None = None) -> None:
     """The table, what was left out and why, and how far the figures can be trusted."""
-    console = console or Console(highlight=False)
+    console = console or Screen(highlight=False)
     shown = chosen_rows(told.options)
     if shown:
         console.print(table_of(told, shown))
