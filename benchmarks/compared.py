@@ -75,6 +75,9 @@ class Results:
     second_throughput: tuple[Compared, ...] = ()
     first_look: tuple[Compared, ...] = ()
     """The second batch of them, as we tell it now and as we told it when it was looked up."""
+    second_memory: tuple[Compared, ...] = ()
+    first_look_memory: tuple[Compared, ...] = ()
+    """The same of peaks; the latter without rows that could not be planned then."""
 
 
 @lru_cache(maxsize=1)
@@ -96,7 +99,8 @@ def compare() -> Results:
             memory.append(replace(one, interval=_interval(estimate)))
         else:
             missing.append(f"{row['id']}: the kind of peak is not stated")
-    return Results(tuple(throughput), tuple(memory), tuple(verdicts), tuple(missing), *_unseen(), *_second_batch())
+    first = (tuple(throughput), tuple(memory), tuple(verdicts), tuple(missing))
+    return Results(*first, *_unseen(), *_second_batch(), *_second_peaks())
 
 
 def _unseen() -> tuple[tuple[Compared, ...], tuple[Compared, ...]]:
@@ -119,6 +123,17 @@ def _second_batch() -> tuple[tuple[Compared, ...], tuple[Compared, ...]]:
         told = Compared(row["id"], unseen.source_of(row), "", row.get("doubt"), row["tokens_per_s_per_gpu"], 0.0, {})
         now.append(replace(told, predicted=unseen.plan_of(row).time.tokens_per_second_per_gpu))
         then.append(replace(told, predicted=row["first_look_tokens_per_s_per_gpu"]))
+    return tuple(now), tuple(then)
+
+
+def _second_peaks() -> tuple[tuple[Compared, ...], tuple[Compared, ...]]:
+    now, then = [], []
+    for row in unseen.second_peaks():
+        memory = unseen.plan_of(row).memory
+        told = Compared(row["id"], unseen.source_of(row), "", row.get("doubt"), row["peak_gib"], 0.0, {})
+        now.append(replace(told, predicted=_same_kind(row, memory) or memory.peak, interval=_interval(memory)))
+        if row["first_look_gib"] is not None:
+            then.append(replace(told, predicted=row["first_look_gib"]))
     return tuple(now), tuple(then)
 
 

@@ -140,6 +140,7 @@ def setup_of(row: Row) -> Setup:
         packed=False,
         transformers_code=False,
         frozen_keeps_inputs=framework.name == "litgpt",  # fused q, k, v with padded updates; bitsandbytes 0.41
+        quantised_head=framework.name == "litgpt",  # Fabric's bitsandbytes plugin takes every linear, and skips none
         fp32_routing=framework.name in ("prime-rl", "torchtitan"),  # torchtitan's MoE scales experts' results in fp32
         offload_optimizer="cpu" if offload == "cpu" or "optimizer cpu" in offload else "none",
         offload_params="cpu" if "param cpu" in offload else "none",

@@ -34,6 +34,12 @@ def second_batch() -> tuple[Mapping[str, Any], ...]:
     return _rows("published_throughput_second")
 
 
+@lru_cache(maxsize=1)
+def second_peaks() -> tuple[Mapping[str, Any], ...]:
+    """Peak memory only, likewise; None where we could not plan a row at first look."""
+    return _rows("published_memory_second")
+
+
 def _rows(name: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8")))
 

@@ -57,6 +57,7 @@ class ActivationKey:
     targets: frozenset[str]
     adapter_width: float
     dropout: bool
+    dora: bool
     transformers_code: bool
     packed: bool
     tile_share: float | None
@@ -84,6 +85,7 @@ class ActivationKey:
             targets=adapter.targets if adapter else frozenset(),
             adapter_width=DTYPE_BYTES[setup.dtypes.compute if setup.shards_weights else setup.dtypes.weights],
             dropout=bool(adapter and adapter.dropout),
+            dora=bool(adapter and adapter.dora),
             transformers_code=setup.transformers_code,
             packed=setup.packed,
             tile_share=min(1.0, setup.facts.hidden_size / setup.micro_batch_tokens) if setup.tiled_mlp else None,

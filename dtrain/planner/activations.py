@@ -15,6 +15,9 @@ from dtrain.planner.activation_key import ActivationKey, parts_of
 from dtrain.planner.attention_bytes import attention_core, attention_saved, attention_working, scores_working
 from dtrain.planner.norm_bytes import keeps_norm_input, norm_working, norms_saved
 
+HIDDEN_DROPOUT = ("resid_pdrop", "residual_dropout", "hidden_dropout")
+"""Names under which families' configs keep the dropout of what attention and MLP add to the residual stream."""
+
 
 @dataclass(frozen=True)
 class LayerBytes:
@@ -44,6 +47,7 @@ def layer_bytes(key: ActivationKey, layer: Layer) -> LayerBytes:
     """The tensors of one block; see the module's docstring."""
     stream = key.width * key.facts.hidden_size
     saved = attention_saved(key, layer) + _mlp_saved(key, layer) + norms_saved(key, layer)
+    saved += _magnitudes_saved(key, layer) + _dropout_masks(key)
     selective, reused = _selective_saved(key, layer)
     return LayerBytes(
         input=stream,
@@ -54,6 +58,20 @@ def layer_bytes(key: ActivationKey, layer: Layer) -> LayerBytes:
         shared=stream if keeps_norm_input(key) else 0.0,
         forward=forward_working(key, layer),
     )
+
+
+def _dropout_masks(key: ActivationKey) -> float:
+    """One byte an element after attention and after the MLP, where another framework trains with dropout."""
+    given = any(key.facts.config.get(name) for name in HIDDEN_DROPOUT)
+    return 2.0 * key.facts.hidden_size if given and not key.transformers_code else 0.0
+
+
+def _magnitudes_saved(key: ActivationKey, layer: Layer) -> float:
+    """DoRA scales the sum of both products: its magnitude's gradient needs the adapter's product and the frozen one."""
+    if not key.dora:
+        return 0.0
+    adapted = sum(one.outputs * one.active for one in layer.linears if one.name in key.targets)
+    return adapted * (key.adapter_width + key.width) / key.tensor_parallel
 
 
 def _mlp_saved(key: ActivationKey, layer: Layer) -> float:
@@ -143,7 +161,8 @@ def _mlp_working(key: ActivationKey, layer: Layer) -> float:
     routed = _routing_saved(key, layer) * (1 if key.fp32_routing else 0.5)  # gradients of scattered and scaled rows
     routed += _padded_rows(key, layer)
     working = key.width * (facts.hidden_size + gradients * inner) + routed
-    return working - inner * key.keeps_input(*parts_of(facts, layer).downs)
+    freed = facts.activation != "relu"  # whose output is what the down projection keeps, and its own backward needs it
+    return working - (inner * key.keeps_input(*parts_of(facts, layer).downs) if freed else 0.0)
 
 
 def tile_sums(key: ActivationKey, layer: Layer) -> float:

@@ -98,7 +98,7 @@ def score_bytes(key: ActivationKey) -> float:
         return 4 + 2 * key.width  # tanh, the fp32 softmax and its 16-bit copy
     if key.attention in ("sdpa", "varlen") and key.facts.family == "gpt_oss":  # its sinks, one more score a head
         return 4 + key.width
-    if key.attention == "eager" or key.facts.family in OWN_ATTENTION:
+    if _written_out(key):
         return 4 + key.width
     if key.on_cpu and attention_dropout(key.facts) > 0:  # torch's CPU flash kernel has no dropout: its formula runs
         return 4 + 4 * key.width
@@ -137,4 +137,14 @@ def scores_working(key: ActivationKey) -> float:
         return 2 * 4 * key.facts.heads * key.window / key.tensor_parallel
     if not score_bytes(key):
         return 0.0
-    return 2 * key.width * key.facts.heads * key.window / key.tensor_parallel
+    wide = 3 if _written_out(key) else 2  # the softmax's gradient goes in and out in fp32, its 16-bit result is freed
+    return wide * key.width * key.facts.heads * key.window / key.tensor_parallel
+
+
+def mask_kept(key: ActivationKey) -> float:
+    """Written-out attention adds one mask to the scores of all blocks and heads: a row of it for each token."""
+    return key.width * key.window if _written_out(key) else 0.0
+
+
+def _written_out(key: ActivationKey) -> bool:
+    return key.attention == "eager" or key.facts.family in OWN_ATTENTION

@@ -10,7 +10,6 @@ COMPILED_BYTES = 6.0
 """Per logit when torch.compile fuses the cast into the softmax: the logits, their gradient, and two more bytes
 (measured 5.8 to 6.3; planning_facts.md)."""
 
-SHIFTED_COPY = 1.0
 OTHERS_COPY = 1.5
 """Bytes per logit beside those that every eager loss holds in backward: some keep the fp32 logits or their shifted copy
 as well, others do not. Of other frameworks 14 to 18 bytes in all were measured (planning_facts.md; 14.7 ALST, 15
@@ -44,18 +43,19 @@ def head_is_trained(setup: Setup) -> bool:
 
 
 def _eager(setup: Setup) -> LossBytes:
-    """Logits, their copy in the loss's type, log-softmax, and two gradients of it: alive together in backward.
-
-    14 bytes by count with 16-bit logits.
-    """
+    """Log-softmax and two gradients of it, alive together in backward; elsewhere the logits as well. Ours lets them go
+    as soon as their fp32 copy is made (dtrain/train/loss.py; held to the trace): 12 bytes, not 14 to 18."""
     width, loss = DTYPE_BYTES[setup.dtypes.compute], DTYPE_BYTES[setup.dtypes.loss]
-    kept = OTHERS_COPY if setup.others_loss else SHIFTED_COPY
-    logits = setup.micro_batch_tokens * _vocabulary(setup)
     copy = 0.0 if loss == width else loss
+    if setup.others_loss:
+        logits, forward, backward = setup.micro_batch_tokens, width + copy + loss, width + 3 * loss + OTHERS_COPY
+    else:
+        shaped = loss if shapes_logits(setup) else 0.0
+        logits, forward, backward = setup.trained_positions, 2 * loss + shaped, 3 * loss + shaped
     return LossBytes(
-        forward=logits * (width + copy + loss),
-        backward=logits * (width + 3 * loss + kept),
-        evaluation=evaluation_positions(setup) * _vocabulary(setup) * (width + copy + loss),
+        forward=logits * _vocabulary(setup) * forward,
+        backward=logits * _vocabulary(setup) * backward,
+        evaluation=evaluation_positions(setup) * _vocabulary(setup) * forward,
     )
 
 

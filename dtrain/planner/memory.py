@@ -16,17 +16,18 @@ from typing import NamedTuple
 from dtrain.hardware.profiles import Profile
 from dtrain.planner.activation_key import ActivationKey
 from dtrain.planner.activations import NO_LAYER, LayerBytes, layer_bytes, tile_sums
-from dtrain.planner.attention_bytes import rotary_tables
+from dtrain.planner.attention_bytes import mask_kept, rotary_tables
 from dtrain.planner.cost import checkpoint_bytes
 from dtrain.planner.logits import evaluation_positions, loss_bytes
 from dtrain.planner.norm_bytes import norm_saved, norm_working
+from dtrain.planner.pools import EXPANDABLE_FRAGMENTATION, fragmentation, idle_blocks, idle_gradients
 from dtrain.planner.setup import DTYPE_BYTES, Setup
 from dtrain.planner.states import States
 from dtrain.units import GIB
 
 TERMS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "runtime")
 
-CUDA_CONTEXT_GIB = 0.55
+CUDA_CONTEXT_GIB = 0.7
 """Context and loaded kernels of one process: 0.47 lazily loaded to 0.92 (A100, torch 2.1), 0.55 in ml-engineering."""
 NCCL_GIB = 1.0
 """Communicators of one process: 1.45 after a first barrier, 1 to 2 usual with several groups (planning_facts.md)."""
@@ -35,9 +36,6 @@ NETWORK_GIB = 1.0
 CUBLAS_WORKSPACE_BYTES = 8.125 * 2**20
 """torch/aten/src/ATen/cuda/CUDABlas.cpp: 4096*2 + 16*8 KiB per handle and stream; 32 MiB on Hopper and later."""
 HOPPER_WORKSPACE_BYTES = 32 * 2**20
-FRAGMENTATION = 1.06
-"""Reserved over allocated at the peak; 1.03 to 1.25 seen (planning_facts.md)."""
-EXPANDABLE_FRAGMENTATION = 1.02
 
 HOST_HEADROOM = 0.10
 """Share of host memory kept free for the page cache, the data and the system."""
@@ -79,10 +77,17 @@ class Moment(NamedTuple):
     logits: float
     buffers: float
     runtime: float
+    idle: float = 0.0
+    """What the allocator holds in pools that this instant cannot draw from; no tensor."""
+
+    @property
+    def terms(self) -> tuple[float, ...]:
+        """In the order of `TERMS`."""
+        return (*self[1:8],)
 
     @property
     def total(self) -> float:
-        return sum(self[1:])
+        return sum(self.terms)
 
 
 @dataclass(frozen=True)
@@ -128,13 +133,13 @@ def scaled(memory: Memory, ratio: float) -> Memory:
 
 def estimate_memory(setup: Setup) -> Memory:
     """The timeline of one optimizer step (and of loading, evaluating and saving) on one rank."""
-    largest: dict[str, Moment] = {}
-    for moment in moments(setup):
+    every, largest = moments(setup), dict[str, Moment]()
+    for moment in every:
         if moment.phase not in largest or moment.total > largest[moment.phase].total:
             largest[moment.phase] = moment
     peak = max(largest.values(), key=lambda moment: moment.total)
     allocated = peak.total / GIB
-    reserved = reserved_gib(setup, allocated)
+    reserved = reserved_gib(setup, allocated, max(moment.total + moment.idle for moment in every) / GIB)
     smi = reserved + outside_torch_gib(setup.profile)
     spread = _spread_gib(setup, peak, reserved)
     return Memory(
@@ -150,20 +155,15 @@ def estimate_memory(setup: Setup) -> Memory:
 
 
 def _gib_terms(moment: Moment) -> dict[str, float]:
-    return {name: size / GIB for name, size in zip(TERMS, moment[1:], strict=True)}
+    return {name: size / GIB for name, size in zip(TERMS, moment.terms, strict=True)}
 
 
-def fragmentation(setup: Setup) -> float:
-    if setup.profile.is_cpu:
-        return 1.0
-    return EXPANDABLE_FRAGMENTATION if setup.expandable_segments else FRAGMENTATION
-
-
-def reserved_gib(setup: Setup, allocated: float) -> float:
-    """What the allocator holds. When the card runs full it gives cached blocks back before it gives up."""
+def reserved_gib(setup: Setup, allocated: float, held: float) -> float:
+    """What the allocator holds, of `held` with idle pools. When the card runs full it gives cached blocks back before
+    it gives up."""
     least = allocated * min(fragmentation(setup), EXPANDABLE_FRAGMENTATION)
     room = setup.profile.gpu.memory_gib - outside_torch_gib(setup.profile)
-    return min(allocated * fragmentation(setup), max(least, room))
+    return min(held * fragmentation(setup), max(least, room))
 
 
 def outside_torch_gib(profile: Profile) -> float:
@@ -176,7 +176,7 @@ def outside_torch_gib(profile: Profile) -> float:
 
 def _spread_gib(setup: Setup, peak: Moment, reserved_gib: float) -> float:
     """Half the width of the interval: nine in ten of a normal spread of independent terms."""
-    variance = sum((UNCERTAINTY[name] * size / GIB) ** 2 for name, size in zip(TERMS, peak[1:], strict=True))
+    variance = sum((UNCERTAINTY[name] * size / GIB) ** 2 for name, size in zip(TERMS, peak.terms, strict=True))
     if not setup.profile.is_cpu:
         of_all = math.hypot(FORM_UNCERTAINTY, RESERVED_UNCERTAINTY) * reserved_gib
         variance += of_all**2 + (UNCERTAINTY["runtime"] * outside_torch_gib(setup.profile)) ** 2
@@ -193,17 +193,20 @@ def moments(setup: Setup) -> list[Moment]:
     before, after = states.gradients_before, states.gradients
     head = before + states.head_gradients if setup.shards_gradients else max(before, states.head_gradients)
     end = after + (states.head_gradients if setup.shards_gradients else 0.0)
-    buffers = states.gathered
-    standing, backward = buffers + states.standing_buffers, buffers + states.reduce_buffers
+    buffers = states.gathered + states.autocast_copies(forward=False)
+    standing = states.gathered + states.autocast_copies(forward=True) + states.standing_buffers
+    backward = buffers + states.reduce_buffers
+    beside_loss = idle_blocks(setup, blocks.forward)
 
-    def at(phase: str, gradients: float, activations: float, logits: float, extra: float) -> Moment:
-        return Moment(phase, weights, gradients, optimizer, activations, logits, extra, runtime)
+    def at(phase: str, gradients: float, activations: float, logits: float, extra: float, idle: float = 0.0) -> Moment:
+        idle += idle_gradients(setup, states, gradients)
+        return Moment(phase, weights, gradients, optimizer, activations, logits, extra, runtime, idle)
 
     found = [
         at("load", 0.0, 0.0, 0.0, 0.0),
         at("forward", before, blocks.kept + blocks.forward, 0.0, standing),
-        at("forward", before, blocks.kept + blocks.hidden, loss.forward, standing),
-        at("backward", before, blocks.kept, loss.backward, buffers + states.reduce_beside_loss),
+        at("forward", before, blocks.kept + blocks.hidden, loss.forward, standing, beside_loss),
+        at("backward", before, blocks.kept, loss.backward, buffers + states.reduce_beside_loss, beside_loss),
         at("backward", head, blocks.kept + blocks.last_norm, 0.0, backward),
         at("backward", head, blocks.kept + blocks.recomputed, 0.0, backward),
         at("backward", end, blocks.last, 0.0, backward),
@@ -246,6 +249,7 @@ class Blocks:
             default=NO_LAYER,
         )
         last_norm = hidden * norm_saved(key)
+        mask = mask_kept(key)
         rotary = rotary_tables(setup.facts) * 2 * key.width * setup.facts.head_dim
         # a compiled block holds as much as an eager one while it is recomputed and differentiated (prime-rl's rows)
         inside = biggest.saved - biggest.shared if recomputes else 0.0
@@ -253,7 +257,7 @@ class Blocks:
         inside += _fetched(setup, biggest)
         sums = max((tile_sums(alive, layer) for layer, _ in setup.facts.layers), default=0.0)
         return cls(
-            kept=tokens * (sum(_kept_by(setup, one) * count for one, count in kinds) + last_norm + rotary),
+            kept=tokens * (sum(_kept_by(setup, one) * count for one, count in kinds) + last_norm + rotary + mask),
             forward=tokens * max(0.0, biggest.forward + _fetched(setup, biggest) - last_norm) if recomputes else 0.0,
             hidden=tokens * hidden * key.width,
             last_norm=tokens * hidden * norm_working(key),

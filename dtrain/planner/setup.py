@@ -143,6 +143,8 @@ class Setup:
     frozen_keeps_inputs: bool = False
     """Frozen matmuls keep their input (twice when quantised), as measured of adapters outside peft: fused q, k, v with
     padded updates, bitsandbytes before 0.42."""
+    quantised_head: bool = False
+    """The head is quantised with the blocks (litgpt); transformers and torchtune leave it in 16 bits."""
     fp32_routing: bool = False
     """Experts' results are scaled by their routing weights in fp32 (torchtitan's MoE)."""
 
@@ -229,7 +231,8 @@ class Setup:
         if self.adapter is None:
             return 0
         rank, dora = self.adapter.rank, self.adapter.dora
-        return sum(
+        head = rank * (self.facts.hidden_size + self.facts.vocab_size) if "lm_head" in self.adapter.targets else 0
+        return head + sum(
             layers * linear.count * (rank * (linear.inputs + linear.outputs) + (linear.outputs if dora else 0))
             for layer, layers in self.facts.layers
             for linear in layer.linears
@@ -241,11 +244,14 @@ class Setup:
         """What the optimizer steps, whole model."""
         if self.adapter is None:
             return self.facts.parameters
-        saved = self.adapter.modules_to_save
-        whole = (self.facts.embedding_parameters if "embed_tokens" in saved else 0) + (
-            (self.facts.head_parameters or self.facts.vocab_size * self.facts.hidden_size) if "lm_head" in saved else 0
-        )
-        return self.adapter_parameters + whole
+        return self.adapter_parameters + self.saved_parameters
+
+    @property
+    def saved_parameters(self) -> int:
+        """Of whole modules trained beside the adapters."""
+        saved = self.adapter.modules_to_save if self.adapter is not None else frozenset()
+        head = self.facts.head_parameters or self.facts.vocab_size * self.facts.hidden_size
+        return (self.facts.embedding_parameters if "embed_tokens" in saved else 0) + (head if "lm_head" in saved else 0)
 
     @property
     def frozen_parameters(self) -> int:

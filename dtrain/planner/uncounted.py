@@ -10,8 +10,9 @@ from dtrain.config.origins import Loaded
 from dtrain.errors import BadInput, RunFailed
 from dtrain.hardware.profiles import Profile
 from dtrain.planner.choose import HEADROOM
-from dtrain.planner.memory import FRAGMENTATION, outside_torch_gib
+from dtrain.planner.memory import outside_torch_gib
 from dtrain.planner.pins import precision_of
+from dtrain.planner.pools import FRAGMENTATION
 from dtrain.planner.setup import CHUNK_TOKENS, DTYPE_BYTES, Dtype
 from dtrain.planner.trace import counted_alone
 from dtrain.units import GIB

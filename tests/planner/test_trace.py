@@ -66,7 +66,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 CASES = [
     *((family, "none") for family in FAMILIES),
-    *((family, "full") for family in ("llama", "gemma", "phi", "qwen3_moe")),
+    *((family, "full") for family in ("llama", "gemma", "phi", "qwen3_moe", "opt")),
+    *((family, kind) for family in ("llama", "opt") for kind in ("none, whole logits", "full, whole logits")),
     *((family, "selective") for family in ("llama", "gemma", "gpt_neox", "qwen3_moe")),
     ("llama", "offload"),
     *((family, "full, tiled MLP") for family in ("llama", "gemma", "phi", "gpt_neox")),
@@ -84,7 +85,8 @@ def traced_layout(family: str, checkpointing: str) -> Setup:
     return layout(
         profile="cpu", facts=model(family), sequence_len=512, micro_batch_size=2, checkpointing=kind,
         tiled_mlp=besides == "tiled MLP", sequence_parallel_size=int(besides.split()[1]) if "over" in besides else 1,
-        attention="sdpa", packed=True, cross_entropy_chunk_tokens=256, dtypes=Dtypes("bf16", "bf16"), accumulation=1,
+        attention="sdpa", packed=True, cross_entropy="eager" if besides == "whole logits" else "chunked",
+        cross_entropy_chunk_tokens=256, dtypes=Dtypes("bf16", "bf16"), accumulation=1,
     )  # fmt: skip
 
 
