@@ -22,11 +22,14 @@ def start(paths: RunPaths) -> None:
     """A keeper for the run, unless one lives."""
     if has_keeper(paths) or _was_started_just_now(paths):
         return
-    command = (sys.executable, "-P", "-m", "dtrain.cloud.keeper", str(paths.output))
     subprocess.run(
-        ["sh", "-c", '"$@" &', "sh", *command], start_new_session=True, check=True, cwd="/",
+        ["sh", "-c", '"$@" &', "sh", *command_of(paths)], start_new_session=True, check=True, cwd="/",
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+
+
+def command_of(paths: RunPaths) -> tuple[str, ...]:
+    return (sys.executable, "-P", "-m", "dtrain.cloud.keeper", str(paths.output))
 
 
 def _was_started_just_now(paths: RunPaths) -> bool:

@@ -1,6 +1,6 @@
 """Rented runs under random faults: keepers killed, answers lost, machines taken back, clients that stop or come back.
 
-    python -m tests.soak.rentals --launches 200 --minutes 40 --json tests/measured/soak_rentals.json
+    python -m tests.soak.rentals --launches 200 --json tests/measured/soak_rentals.json
 
 A hypothesis state machine over one account at AWS (moto behind our proxy) and machines that really boot. Whatever it
 did, at the end of each example one `dtrain gc` must leave no machine, no run without an end, and nothing that was
@@ -27,13 +27,13 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from dtrain.cloud import market
 from dtrain.launch.api import Job
 from dtrain.launch.create import new_id
 from dtrain.launch.ending import read_or_none
 from dtrain.paths import RunPaths
 from tests.cloud.aws_world import AwsWorld, Fault
 from tests.cloud.datacenter import Datacenter
+from tests.cloud.hurry import hurry
 from tests.cloud.leaks import gc_once, kill_keeper, ledger_is_closed, run_folders
 from tests.launch import cli
 
@@ -44,6 +44,7 @@ FAULTS = [
     ("TerminateInstances", "lost"), ("TerminateInstances", "html"),
 ]  # fmt: skip
 RUNS_AT_ONCE = 3
+LET_BE_SECONDS = 12.0
 ANY = st.integers(0, 11)
 """Which run or machine; how many there are depends on the clock, and hypothesis wants draws that do not."""
 
@@ -74,6 +75,7 @@ class Bench:
     world: AwsWorld
     tally: Tally
     launches: int
+    began: float
     deadline: float
 
     @property
@@ -133,9 +135,19 @@ class Rentals(RuleBasedStateMachine):
             self._note("machine taken back")
             on[which % len(on)].take_back()
 
+    @precondition(lambda self: bool(self.jobs))
     @rule(seconds=st.floats(0, 3))
     def time_passes(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    @precondition(lambda self: bool(self.jobs))
+    @rule(which=ANY)
+    def a_run_is_let_be(self, which: int) -> None:
+        """Until it has ended by itself, or for so long that it has lost its keeper."""
+        self._note("let be")
+        run_id, deadline = self.jobs[which % len(self.jobs)].run_id, time.monotonic() + LET_BE_SECONDS
+        while not ledger_is_closed(run_id) and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def teardown(self) -> None:
         if not getattr(self, "jobs", []):
@@ -156,11 +168,14 @@ class Rentals(RuleBasedStateMachine):
             ending = read_or_none(paths.exit)
             tally.without_an_end += not ledger_is_closed(job.run_id)
             tally.ends[str(ending["code"]) if ending else "refused"] += 1
+            if ending and ending["code"] not in (0, 75):
+                tally.details.append(f"{job.run_id}: code {ending['code']}: {ending['reason']}")
             problem = _not_home(job, paths)
             tally.lost += problem is not None
             if problem:
                 tally.details.append(f"{job.run_id}: {problem}")
-        print(f"{tally.launches} launches, {tally.examples} examples, good: {tally.is_good}", flush=True)
+        passed = time.monotonic() - bench.began
+        print(f"{passed:.0f} s: {tally.launches} launches, {tally.examples} examples, good: {tally.is_good}", flush=True)
         assert tally.is_good, (left, tally)
 
     def _note(self, what: str) -> None:
@@ -194,10 +209,6 @@ def _not_home(job: Job, home: RunPaths) -> str | None:
     return None if steps == list(range(1, len(steps) + 1)) else f"steps {steps}"
 
 
-def _bytes(file: Path) -> bytes:
-    return file.read_bytes() if file.exists() else b""
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--launches", type=int, default=200)
@@ -207,7 +218,7 @@ def main() -> int:
     global bench
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     cli.use_stand_ins()
-    market.SETTLE_SECONDS = 2.0
+    hurry()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         bench = _bench(Path(name), told.launches, told.minutes)
         started = time.monotonic()
@@ -226,7 +237,8 @@ def _bench(folder: Path, launches: int, minutes: float) -> Bench:
     datacenter = Datacenter(folder / "datacenter")
     world = AwsWorld(datacenter)
     os.environ.update(world.environment, DTRAIN_HOME=str(folder / "home"))
-    return Bench(folder, datacenter, world, Tally(), launches, time.monotonic() + minutes * 60)
+    began = time.monotonic()
+    return Bench(folder, datacenter, world, Tally(), launches, began, began + minutes * 60)
 
 
 def _settings() -> settings:
