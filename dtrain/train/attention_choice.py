@@ -59,7 +59,7 @@ def why_not(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if name != "flex" and dtype not in (torch.float16, torch.bfloat16):
         return "needs bf16 or fp16"
     needs = {
-        "flash_attention_2": ("flash_attn", "pip install flash-attn"),
+        "flash_attention_2": ("flash_attn", "pip install --no-build-isolation flash-attn"),
         "flash_attention_3": ("flash_attn_interface", "FlashAttention 3, built for Hopper"),
     }
     if name in needs and importlib.util.find_spec(needs[name][0]) is None:
@@ -67,7 +67,10 @@ def why_not(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     try:
         return _wrong_numbers(PROBES[name], device, dtype)
     except Exception as error:  # a broken build can fail in any way; none of them may break a run
-        return f"its kernel failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        told = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if name in needs and isinstance(error, ImportError | OSError):
+            return f"is installed and cannot be loaded ({told}); it needs a build for this torch: {needs[name][1]}"
+        return f"its kernel failed: {told}"
 
 
 def _probe_varlen(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int) -> Tensor:

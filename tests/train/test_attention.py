@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +20,7 @@ from dtrain.train.loss import LossModel
 from dtrain.train.model import LEAK, decide_layout, implementation, leak, self_test
 
 LENGTHS = (5, 1, 17, 9)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def dense(
@@ -163,3 +169,17 @@ def test_a_pinned_back_end_that_cannot_run_is_refused() -> None:
 def test_a_gpu_kernel_is_right_or_says_why_not(name: str) -> None:
     reason = attention_choice.why_not(name, torch.device("cuda"), torch.bfloat16)
     assert reason is None or "needs" in reason, reason
+
+
+def test_a_broken_flash_attn_breaks_no_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.train.broken_flash", str(tmp_path)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told.pop("attends with") == "dtrain_by_document"
+    assert "libcudart.so.11.0" in told["cannot be imported"]
+    assert "undefined symbol" in told["built for another torch"]
+    assert "flash_attn_varlen_func" in told["another version"]
+    assert "Ampere" in told["another GPU"]
+    assert "differ from the reference" in told["wrong numbers"]
