@@ -51,7 +51,6 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
         fused_kernels=_has_liger_kernels(config),
         transformers_code=config.plan_as is None,
         packed=_one_flat_row(config, facts, choice),
-        frozen_keeps_inputs=config.plan_as is not None,
         fp32_routing=config.plan_as is not None,
         offload_optimizer=choice.offload_optimizer,
         offload_params=choice.offload_params,
@@ -147,6 +146,11 @@ def linear_names(facts: ModelFacts) -> frozenset[str]:
     return frozenset(linear.name for layer, _ in facts.layers for linear in layer.linears)
 
 
+def adaptable_names(config: Config, facts: ModelFacts) -> frozenset[str]:
+    """What adapters can be asked for. Our chunked loss takes the head's weight as it is, other frameworks call it."""
+    return linear_names(facts) | ({"lm_head"} if config.plan_as is not None else frozenset())
+
+
 def adapter_targets(config: Config, facts: ModelFacts) -> frozenset[str]:
     names = linear_names(facts)
     asked = config.lora_target_modules
@@ -154,7 +158,7 @@ def adapter_targets(config: Config, facts: ModelFacts) -> frozenset[str]:
     if config.lora_target_linear or "all-linear" in told:
         return names
     if told:
-        return told & names
+        return told & adaptable_names(config, facts)
     common = frozenset({"q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv"}) & names
     return common or names
 

@@ -15,7 +15,7 @@ from dtrain.models.facts import ModelFacts
 from dtrain.planner import sparse_attention
 from dtrain.planner.batch import divisors
 from dtrain.planner.choice import Precision
-from dtrain.planner.layout import linear_names
+from dtrain.planner.layout import adaptable_names
 from dtrain.planner.nvme import nvme_errors
 from dtrain.planner.optimizer_pins import ON_THE_CARD, optimizer_errors, stages_of
 from dtrain.planner.parallel import OWN_ATTENTION, parallel_errors, unsharded_in_16_bits
@@ -202,7 +202,7 @@ def precision_of(loaded: Loaded, profile: Profile) -> Precision:
 def _target_errors(loaded: Loaded, facts: ModelFacts) -> list[BadInput]:
     """Names of adapted layers that this model has not, with the nearest it has."""
     asked = loaded.config.lora_target_modules
-    names = linear_names(facts)
+    names = adaptable_names(loaded.config, facts)
     unknown = [one for one in ([asked] if isinstance(asked, str) else asked or []) if one not in {*names, "all-linear"}]
     if loaded.config.adapter is None or not unknown:
         return []

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from dtrain.models.facts import Layer
+from dtrain.planner.parameter_shares import (
+    embedding_share,
+    factored_share,
+    hidden_share,
+    small_parameters,
+    vector_share,
+)
 from dtrain.planner.setup import DTYPE_BYTES, NF4_DOUBLE_QUANT_BYTES, Setup
 
 SUB_GROUP_ELEMENTS = 1_000_000_000
@@ -22,6 +28,8 @@ class States:
         self.setup = setup
         self.facts = setup.facts
         self.trained = setup.trained_parameters * setup.tensor_share
+        # whole modules beside adapters keep the base model's type (peft's cast_adapter_dtype takes adapters only)
+        self.in_base_type = 0.0 if setup.is_deepspeed else setup.saved_parameters * setup.tensor_share
         self.ranks = setup.shard_ranks
 
     # --- weights --------------------------------------------------------------------------------------------------
@@ -37,8 +45,19 @@ class States:
 
     @property
     def _trained_weights(self) -> float:
-        idle = self.setup.idle_adapter_parameters * self.setup.tensor_share
-        return (self.trained + idle) * DTYPE_BYTES[self.setup.dtypes.weights]
+        width = DTYPE_BYTES[self.setup.dtypes.weights]
+        return self._sized(width) + self.setup.idle_adapter_parameters * self.setup.tensor_share * width
+
+    def _sized(self, width: float) -> float:
+        """All that is trained at so many bytes, but no more than the base type's where it is held in that."""
+        base = min(width, DTYPE_BYTES[self.setup.dtypes.compute])
+        return (self.trained - self.in_base_type) * width + self.in_base_type * base
+
+    @property
+    def _moment_share(self) -> float:
+        """Of moments and their copies in the weights' type, what is left where a part is held in the base type."""
+        whole = self.trained * DTYPE_BYTES[self.setup.dtypes.weights]
+        return self._sized(DTYPE_BYTES[self.setup.dtypes.weights]) / whole if whole else 1.0
 
     @cached_property
     def _frozen_weights(self) -> float:
@@ -56,19 +75,19 @@ class States:
 
     @cached_property
     def _quantised_parameters(self) -> int:
-        return sum(
+        blocks = sum(
             layers * one.count * one.inputs * one.outputs
             for layer, layers in self.facts.layers
             for one in layer.linears
         )
+        return blocks + (self.facts.head_parameters if self.setup.quantised_head else 0)
 
     @property
     def _persistent(self) -> float:
         """Stage 3 keeps small parameters (norms, biases) whole on every rank."""
         if self.setup.sharding != "zero3" or self.ranks == 1:
             return 0.0
-        small = sum(layers * (layer.norm_parameters + _biases(layer)) for layer, layers in self.facts.layers)
-        return small * DTYPE_BYTES[self.setup.dtypes.compute]
+        return small_parameters(self.facts) * DTYPE_BYTES[self.setup.dtypes.compute]
 
     # --- gathered weights -----------------------------------------------------------------------------------------
 
@@ -122,9 +141,19 @@ class States:
         if self.setup.adapter is None or self.setup.dtypes.frozen not in ("nf4", "int8"):
             return 0.0
         largest = max((one.inputs * one.outputs for layer, _ in self.facts.layers for one in layer.linears), default=0)
-        if self.setup.frozen_keeps_inputs:  # frameworks that quantise every linear quantise the head as well
+        if self.setup.quantised_head:
             largest = max(largest, self.facts.vocab_size * self.facts.hidden_size)
         return largest * DTYPE_BYTES[self.setup.dtypes.compute] / self.setup.tensor_parallel_size
+
+    def autocast_copies(self, forward: bool) -> float:
+        """16-bit copies of fp32 weights: made once a forward and kept until it ends (aten/src/ATen/autocast_mode.cpp,
+        cached_cast), and kept by every matmul for its backward; a recomputed block makes its own again."""
+        setup = self.setup
+        if setup.sharding != "ddp" or setup.adapter is not None or setup.dtypes.weights == setup.dtypes.compute:
+            return 0.0
+        recomputed = setup.checkpointing != "none" and not forward
+        cast = self.root_elements + self.largest_block if recomputed else self.trained
+        return min(cast, self.trained) * DTYPE_BYTES[setup.dtypes.compute]
 
     # --- optimizer ------------------------------------------------------------------------------------------------
 
@@ -139,49 +168,35 @@ class States:
         shard = self.trained / (self.ranks if setup.shards_optimizer else 1)
         master = DTYPE_BYTES[setup.dtypes.master] if setup.dtypes.master else 0.0
         moments = 0.0 if setup.optimizer.paged else self.moment_bytes
-        return shard * (master + moments)
+        return shard * (master + moments * self._moment_share)
 
     @cached_property
     def moment_bytes(self) -> float:
         """Bytes per trained parameter. Unsharded quantised states fall back to fp32 for small tensors."""
         spec = self.setup.optimizer
         if spec.hidden_only:
-            return spec.state_bytes * self._hidden_share + spec.vector_state_bytes * (1 - self._hidden_share)
+            return spec.state_bytes * hidden_share(self.facts) + spec.vector_state_bytes * (
+                1 - hidden_share(self.facts)
+            )
         if (
             self.setup.is_deepspeed and self.setup.shards_optimizer
         ):  # one flat tensor: nothing is small, nothing factored
             return spec.state_bytes
         if spec.factored:
-            return 4 * self._factored_share
-        vectors = self._vector_share
+            return 4 * factored_share(self.facts)
+        vectors = self._wide_share
         return spec.state_bytes * (1 - vectors) + spec.vector_state_bytes * vectors
 
-    @cached_property
-    def _hidden_share(self) -> float:
-        """Of all parameters, the blocks' matrices."""
-        matrices = sum(
-            layers * one.count * one.inputs * one.outputs
-            for layer, layers in self.facts.layers
-            for one in layer.linears
-        )
-        return matrices / max(1, self.facts.parameters)
-
-    @cached_property
-    def _vector_share(self) -> float:
-        if self.setup.adapter is not None:
+    @property
+    def _wide_share(self) -> float:
+        """Of quantised moments, those held in fp32: of vectors, and of embeddings under transformers' Trainer, which
+        exempts them from bitsandbytes' 8 bits (trainer.py, register_module_override)."""
+        setup = self.setup
+        if setup.adapter is not None:
             return 0.0
-        norms = sum(layers * (layer.norm_parameters + _biases(layer)) for layer, layers in self.facts.layers)
-        return norms / max(1, self.facts.parameters)
-
-    @cached_property
-    def _factored_share(self) -> float:
-        """Rows and columns over elements, of all matrices."""
-        facts = self.facts
-        lines = sum(
-            layers * one.count * (one.inputs + one.outputs) for layer, layers in facts.layers for one in layer.linears
-        )
-        lines += 2 * (facts.vocab_size + facts.hidden_size)
-        return min(1.0, lines / max(1, facts.parameters))
+        bitsandbytes = setup.optimizer.name.endswith("_8bit") and setup.optimizer.name != "adamw_torch_8bit"
+        exempt = embedding_share(self.facts) if setup.others_loss and bitsandbytes else 0.0
+        return vector_share(self.facts) + exempt
 
     @cached_property
     def step_extra(self) -> float:
@@ -200,7 +215,7 @@ class States:
             return group * (4 + setup.optimizer.flat_step_bytes)  # stage3.py flattens the sub-group's gradients
         if setup.is_deepspeed:
             return shard * setup.optimizer.flat_step_bytes + self._unsummed
-        return shard * setup.optimizer.step_bytes
+        return shard * setup.optimizer.step_bytes * self._moment_share
 
     @property
     def _unsummed(self) -> float:
@@ -213,7 +228,7 @@ class States:
         """AdamW's temporaries, four of a moment's size (original_muon.py, adam_update): of the flat rest at stage 1, of
         the largest tensor at stage 0, where 16-bit gradients are cast to fp32 all at once."""
         if self.setup.shards_optimizer:
-            return 16 * (1 - self._hidden_share) * self.trained / self.ranks
+            return 16 * (1 - hidden_share(self.facts)) * self.trained / self.ranks
         largest = 16 * max(self.facts.embedding_parameters, self.facts.head_parameters)
         return largest + (4 * self.trained if self.setup.dtypes.master else 0.0)
 
@@ -225,16 +240,18 @@ class States:
         setup = self.setup
         width = DTYPE_BYTES[setup.dtypes.gradient]
         summed = DTYPE_BYTES[setup.dtypes.accumulation] if setup.dtypes.accumulation else width
-        if setup.offload_optimizer != "none" and setup.is_deepspeed:
-            return 0.0  # they leave for the host as they are reduced (stage3.py: the flat buffer lies on the CPU)
+        away = setup.is_deepspeed or setup.offload_params != "none"
+        if setup.offload_optimizer != "none" and away:
+            # they leave for the host as they are reduced (stage3.py: the flat buffer lies on the CPU; FSDP's offload)
+            return 0.0
         if setup.optimizer.in_backward:
             return self.trained_block * width
         if setup.sharding == "zero0" or setup.sharding == "ddp":
-            return self.trained * width
+            return self._sized(width)
         if setup.sharding == "zero1":
             return self.trained * summed
         if setup.sharding == "fsdp2":
-            return self.trained / self.ranks * DTYPE_BYTES[setup.dtypes.weights]
+            return self._sized(DTYPE_BYTES[setup.dtypes.weights]) / self.ranks
         return self.trained / self.ranks * summed
 
     @property
@@ -339,14 +356,11 @@ class States:
         """When backward has ended: stage 0 makes a flat copy of a bucket at a time, stage 3 empties its last bucket,
         FSDP reduces its root."""
         if self.setup.sharding == "fsdp2":
-            return self._fsdp_reduce(self.trained_root) + self.gathered
+            alone = self.root_elements * DTYPE_BYTES[self.setup.dtypes.compute] if self.gathered else 0.0
+            return self._fsdp_reduce(self.trained_root) + alone
         if self.setup.sharding == "zero3":
             return 2 * self._bucket + self.gathered
         if self.setup.sharding == "zero1" and self.setup.dtypes.accumulation is not None and self.ranks > 1:
             # the flat sum is cast whole to be sent; what backward left goes after the step only
             return self.trained * DTYPE_BYTES[self.setup.dtypes.reduce] + self._unsummed
         return self._bucket if self.setup.sharding == "zero0" and self.setup.ranks > 1 else 0.0
-
-
-def _biases(layer: Layer) -> int:
-    return sum(one.count * one.outputs for one in layer.linears if one.bias)
