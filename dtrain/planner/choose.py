@@ -22,8 +22,10 @@ from dtrain.planner.throughput import StepTime, estimate_time, slowed
 
 HEADROOM = 0.08
 """Share of the card kept free: 5 to 10 % is what practice keeps (planning_facts.md)."""
-SAME_SPEED = 0.05
+SAME_SPEED = 0.02
 """Layouts this close to the fastest cannot be told apart by an estimate; the simplest of them is taken."""
+CPU_SAME_SPEED = 0.05
+"""The same on a CPU, whose ranks share cores and memory."""
 
 DIMENSIONS = (
     "zero_stage", "offload_optimizer", "offload_params", "gradient_checkpointing", "micro_batch_size", "cross_entropy",
@@ -172,6 +174,11 @@ def _shared_rows(loaded: Loaded, profile: Profile, space: Space, first: Batches)
             yield sizes
 
 
+def same_speed(profile: Profile) -> float:
+    """Share of its time by which a layout may be slower and still count as fast."""
+    return CPU_SAME_SPEED if profile.is_cpu else SAME_SPEED
+
+
 def best_of(candidates: Sequence[Candidate]) -> Candidate:
     """The simplest of the fastest within the headroom; then whatever fits at all; then the smallest."""
     for able in (
@@ -180,7 +187,8 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate:
     ):
         if able:
             fastest = min(one.seconds_per_sample for one in able)
-            close = [one for one in able if one.seconds_per_sample <= fastest * (1 + SAME_SPEED)]
+            slowest = fastest * (1 + same_speed(able[0].setup.profile))
+            close = [one for one in able if one.seconds_per_sample <= slowest]
             return min(close, key=lambda one: (one.complexity, one.seconds_per_sample))
     return min(candidates, key=lambda one: (one.need, one.complexity))
 

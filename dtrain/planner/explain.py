@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from dtrain.planner.choose import DIMENSIONS, HEADROOM, SAME_SPEED, Candidate, Search
+from dtrain.planner.choose import DIMENSIONS, HEADROOM, Candidate, Search, same_speed
 from dtrain.planner.memory import HOST_HEADROOM
 from dtrain.planner.pins import Space
 from dtrain.planner.throughput import sequence_parallel_seconds, tensor_parallel_seconds
@@ -133,7 +133,7 @@ def _compare(best: Candidate, rival: Candidate, name: str) -> str:
     words = _pace(speed)
     value = getattr(rival.choice, name)
     if rival.within_headroom:
-        close = ", too close to tell" if 0.005 < speed <= SAME_SPEED else ""
+        close = ", too close to tell" if 0.005 < speed <= same_speed(best.setup.profile) else ""
         return f"{value} would be {words} with {memory(rival.memory.peak)}{close}"
     if rival.over_gib <= 0:
         return f"{value} would be {words} but host memory is too small for it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from dtrain.config.origins import Loaded
@@ -20,7 +21,9 @@ from dtrain.units import duration
 
 SHORTEST_WINDOW = 256
 MEMORY_KEYS = ("zero_stage", "offload_optimizer", "offload_params", "gradient_checkpointing", "cross_entropy")
+INSISTED_KEYS = ("attention", "sequence_parallel_size", "micro_batch_size", "global_batch_size")
 ADAMS = ("adamw_torch", "adamw_torch_fused")
+MORE_NODES = (4, 16)
 
 
 @dataclass(frozen=True)
@@ -44,26 +47,29 @@ class _Try:
     """What it costs beside time."""
     sets: Mapping[str, Any]
     profile: Profile
+    said_kind: str = ""
 
     @property
     def kind(self) -> str:
         """Of changes of one kind only the first that fits is told."""
-        return ",".join(self.sets) if self.sets else "machine"
+        return self.said_kind or ",".join(self.sets)
+
+    def like_any(self, told: Sequence[_Try]) -> bool:
+        """Of the same kind as one that was told, or the same in other words."""
+        return any(self.kind == one.kind or (self.sets, self.profile) == (one.sets, one.profile) for one in told)
 
 
 def ways_out(plan: Plan, loaded: Loaded, facts: ModelFacts, most: int = 3) -> list[Way]:
     """Up to `most` changes that fit within the headroom, nearest first; of larger machines the first that does."""
-    found: list[Way] = []
-    seen: set[str] = set()
-    if plan.fits:
-        found.append(_without_reserve(plan, loaded.sets))
-    for one in _tries(plan, loaded):
-        fitting = None if one.kind in seen else _planned(one, loaded, facts, plan)
-        if fitting is not None:
-            seen.add(one.kind)
-            found.append(_way(one, plan, fitting, loaded.sets))
+    found = _without_reserve(plan, loaded, facts)
+    told: list[_Try] = []
+    for one in chain(_tries(plan, loaded), _last_resorts(plan, loaded)):
         if len(found) == most:
             break
+        fitting = None if one.like_any(told) else _planned(one, loaded, facts, plan)
+        if fitting is not None:
+            told.append(one)
+            found.append(_way(one, plan, fitting, loaded.sets))
     return found
 
 
@@ -82,15 +88,20 @@ def require_fit(plan: Plan, loaded: Loaded, facts: ModelFacts) -> None:
     )
 
 
-def _without_reserve(plan: Plan, said: Sequence[str]) -> Way:
-    """The layout itself, every figure of it said by the person."""
+def _without_reserve(plan: Plan, loaded: Loaded, facts: ModelFacts) -> list[Way]:
+    """The layout itself, every figure of it said by the person, where that is accepted."""
     choice = plan.choice
-    pinned = {key: getattr(choice, key) for key in (*MEMORY_KEYS, "micro_batch_size")}
-    pinned["global_batch_size"] = choice.global_batch_size
-    for key in ("batch_size", "gradient_accumulation_steps"):
-        pinned[key] = None
-    command = _command(plan.config, plan.profile, pinned, said)
-    return Way("insist, without the reserve", "it may run out of memory", command)
+    pinned = {key: getattr(choice, key) for key in (*MEMORY_KEYS, *INSISTED_KEYS)}
+    pinned |= {"batch_size": None, "gradient_accumulation_steps": None}
+    if not plan.fits or not _planned_with(pinned, loaded, facts, plan).accepted:
+        return []
+    command = _command(plan.config, plan.profile, pinned, loaded.sets)
+    return [Way("insist, without the reserve", "it may run out of memory", command)]
+
+
+def _planned_with(sets: Mapping[str, Any], loaded: Loaded, facts: ModelFacts, plan: Plan) -> Plan:
+    config = loaded.config.model_copy(update=dict(sets))
+    return make_plan(replace(loaded, config=config), plan.profile, facts, plan.counts, plan.bias)
 
 
 def _command(config: str, profile: Profile, sets: Mapping[str, Any], said: Sequence[str]) -> str:
@@ -107,26 +118,44 @@ def _tries(plan: Plan, loaded: Loaded) -> Iterator[_Try]:
     config, profile = loaded.config, plan.profile
     yield from _unpinned(config, profile)
     for one in larger_machines(profile):
-        yield _Try(f"profile {one.name}", "another machine", {}, one)
+        yield _machine(one)
     if config.optimizer in ADAMS and config.offload_optimizer in ("auto", "none"):
         sets = {"optimizer": "adamw_bnb_8bit"}
         yield _Try("8-bit optimizer states", "slightly noisier steps", sets, profile)
-    if config.adapter is None and config.plan_as is None:
-        yield _Try("train a LoRA adapter", "the base model stays frozen", {"adapter": "lora"}, profile)
-        yield _Try(
-            "train a QLoRA adapter",
-            "the base model is frozen in 4 bits",
-            {"adapter": "qlora", "load_in_4bit": True},
-            profile,
-        )
+    for change, loss, sets in _adapters(config):
+        yield _Try(change, loss, sets, profile)
     window = config.sequence_len // 2
     while window >= SHORTEST_WINDOW:
         yield _Try(f"sequence_len {window}", "longer rows do not fit it", {"sequence_len": window}, profile)
         window //= 2
 
 
+def _machine(profile: Profile, kind: str = "machine") -> _Try:
+    return _Try(f"profile {profile.name}", "another machine", {}, profile, kind)
+
+
+def _adapters(config: Config) -> list[tuple[str, str, dict[str, Any]]]:
+    """What is said of them, what they cost, their keys; none where the file has one, or another framework's way."""
+    if config.adapter is not None or config.plan_as is not None:
+        return []
+    return [
+        ("train a LoRA adapter", "the base model stays frozen", {"adapter": "lora"}),
+        ("train a QLoRA adapter", "the base model is frozen in 4 bits", {"adapter": "qlora", "load_in_4bit": True}),
+    ]
+
+
+def _last_resorts(plan: Plan, loaded: Loaded) -> Iterator[_Try]:
+    """Where all else gave too few ways: a machine more of each card, then an adapter on a larger machine."""
+    machines = larger_machines(plan.profile)
+    for one in machines:
+        yield _machine(one, shortest(one.gpu))
+    for change, loss, sets in _adapters(loaded.config):
+        for one in machines:
+            yield _Try(f"{change} on {one.name}", loss, sets, one, f"{change} elsewhere")
+
+
 def larger_machines(profile: Profile) -> list[Profile]:
-    """More of the same cards, then cards with more memory, smallest first; none for a person's own machine."""
+    """More of the same cards, then cards with more memory, then many nodes of each; none for a person's own machine."""
     if profile.is_cpu or profile.gpu.name not in GPUS:
         return []
     card, usual = shortest(profile.gpu), largest_usual(profile.gpu.name)
@@ -138,6 +167,8 @@ def larger_machines(profile: Profile) -> list[Profile]:
         key=lambda gpu: gpu.memory_gib,
     )
     names += [f"{shortest(gpu)}x{min(profile.gpus_per_node, largest_usual(gpu.name))}" for gpu in bigger]
+    nodes = [f"x{count * profile.nodes}" for count in MORE_NODES]
+    names += [f"{shortest(gpu)}x{largest_usual(gpu.name)}{more}" for gpu in (profile.gpu, *bigger) for more in nodes]
     return [resolve_profile(name) for name in names]
 
 
