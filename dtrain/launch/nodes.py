@@ -82,7 +82,7 @@ def end(paths: RunPaths, nodes: Sequence[str], verdict: Verdict) -> Ending | str
     if ending.code == FAILED and not verdict.told:
         from dtrain.launch.shortage import after_shortage  # the planner, only for a run that failed
 
-        ending, replanned = after_shortage(paths, ending)
+        ending, replanned = after_shortage(paths, ending, may_replan=verdict.restarts is not None)
         if replanned or begins_again(paths, ending, verdict.restarts):
             return RESTART
     if ending.code == INTERRUPTED and verdict.again:

@@ -12,6 +12,7 @@ from dtrain.hardware.profiles import Profile
 from dtrain.models.facts import ModelFacts
 from dtrain.planner.choice import Choice
 from dtrain.planner.measured import Bias
+from dtrain.planner.memory import HOST_BASE_GIB, HOST_HEADROOM
 from dtrain.planner.nearest import MEMORY_KEYS
 from dtrain.planner.plan import Plan, make_plan
 
@@ -89,14 +90,20 @@ def _within_what_was(layout: Layout, shortage: Shortage) -> Plan:
 
 def _within_less_of_the_host(layout: Layout, known: Collection[Choice]) -> Plan | None:
     """The kernel does not tell how much was missing: the next layout that is planned to take less than those known."""
-    room = float(layout.plan["host_memory_gib"])
+    taken = float(layout.plan["host_memory_gib"])
     while True:
-        profile = replace(layout.profile, host_memory_gib=min(room, layout.profile.host_memory_gib))
+        profile = replace(layout.profile, host_memory_gib=_room_for_less(taken, layout.profile))
         plan = make_plan(layout.loaded, profile, layout.facts, bias=_bias_of(layout))
-        less = plan.memory.host_memory_gib < room
-        if plan.choice not in known or not plan.within_headroom or not less:
+        if plan.choice not in known or not plan.within_headroom or plan.memory.host_memory_gib >= taken:
             return plan
-        room = plan.memory.host_memory_gib
+        taken = plan.memory.host_memory_gib
+
+
+def _room_for_less(taken_gib: float, profile: Profile) -> float:
+    """Of the host, so that a layout within its headroom takes clearly less beside the processes' own memory."""
+    processes = HOST_BASE_GIB * profile.gpus_per_node
+    less = processes + (1 - HOST_HEADROOM) * max(0.0, taken_gib - processes)
+    return min(profile.host_memory_gib, less / (1 - HOST_HEADROOM))
 
 
 def _as_shown(layout: Layout, shortage: Shortage) -> tuple[Profile, Bias]:

@@ -1,9 +1,12 @@
-"""Real disks that take no more: a small tmpfs that is full, and one that turns read-only. The run's saver goes on."""
+"""Real disks that take no more: a small tmpfs that is full, and one that turns read-only; and one that the kernel slows
+down. The run's saver goes on."""
 
 from __future__ import annotations
 
+import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("deepspeed")
 
 from dtrain.paths import RunPaths  # noqa: E402
+from dtrain.train import saver as saver_module  # noqa: E402
 from dtrain.train.checkpoint import Keep, States, newest_good  # noqa: E402
 from dtrain.train.loop import Progress  # noqa: E402
 from dtrain.train.ranks import Ranks  # noqa: E402
@@ -65,10 +69,65 @@ def test_a_save_that_fails_costs_nothing_and_the_next_is_whole(
         subprocess.run(["umount", "-l", str(paths.checkpoints)], check=True)
 
 
-def a_saver(paths: RunPaths, say: Callable[[str], None]) -> Saver:
-    model = torch.nn.Linear(WIDTH, WIDTH)
+SLOW_WIDTH = 512
+"""A checkpoint of 3 MiB: it would take a minute first, and then a second."""
+SLOWEST, SLOW = 48 * 2**10, 3 * 2**20
+"""Bytes per second."""
+THROTTLE = Path("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device")
+
+
+@contextmanager
+def slow_disk(folder: Path, image: Path) -> Iterator[Callable[[int], object]]:
+    """An ext4 on a loop device that the kernel lets write only so fast (cgroup version 1, blkio): yields what
+    sets that, in bytes per second; 0 is as fast as it can."""
+    with ExitStack() as undo:
+
+        def step(*command: str) -> str:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"NO SLOW DISK WAS TRIED: {' '.join(command)}: {done.stderr.strip()}")
+            return done.stdout.strip()
+
+        step("truncate", "-s", "64M", str(image))
+        step("mkfs.ext4", "-q", "-F", "-O", "^has_journal", str(image))
+        device = step("losetup", "--find", "--show", str(image))
+        undo.callback(subprocess.run, ["losetup", "--detach", device], check=True)
+        step("mount", device, str(folder))
+        undo.callback(subprocess.run, ["umount", str(folder)], check=True)
+        number = os.stat(device).st_rdev
+        name = f"{os.major(number)}:{os.minor(number)}"
+        if not THROTTLE.exists():
+            pytest.skip(f"NO SLOW DISK WAS TRIED: there is no {THROTTLE}")
+        undo.callback(THROTTLE.write_text, f"{name} 0")
+        yield lambda bytes_per_second: THROTTLE.write_text(f"{name} {bytes_per_second}")
+
+
+def test_a_slow_disk_lets_training_go_on_and_then_wait_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saver_module, "SLOW_SECONDS", 0.1)
+    paths = RunPaths(tmp_path / "run")
+    paths.checkpoints.mkdir(parents=True)
+    with slow_disk(paths.checkpoints, tmp_path / "image") as let_it_write:
+        let_it_write(SLOWEST)
+        said: list[str] = []
+        saver = a_saver(paths, said.append, SLOW_WIDTH)
+        saver.save(Progress(step=1))
+        assert saver.last is None  # it is still being written
+        assert (said, newest_good(paths)) == ([], (None, []))
+        let_it_write(SLOW)
+        assert saved(saver, 2) is None
+        assert len(said) == 1
+        assert said[0].startswith("training waited ")
+        assert "the checkpoint of step 1 (0.00 GiB) took " in said[0]
+        found, damaged = newest_good(paths)
+        assert (found.step if found else None, damaged) == (2, [])
+
+
+def a_saver(paths: RunPaths, say: Callable[[str], None], width: int = WIDTH) -> Saver:
+    model = torch.nn.Linear(width, width)
     optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.randn(2, WIDTH)).sum().backward()
+    model(torch.randn(2, width)).sum().backward()
     optimizer.step()
     return Saver(States(model, optimizer, 0), paths, Ranks(0, 0, 1, torch.device("cpu")), Keep(), {}, say)
 

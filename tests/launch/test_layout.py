@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dtrain.errors import BadInput
-from dtrain.launch import shortage
+from dtrain.launch import nodes, shortage
 from dtrain.launch.create import create
 from dtrain.launch.draft import draft, planned
 from dtrain.launch.ending import FAILED, Ending
@@ -94,6 +94,22 @@ def test_replanned_by_itself_keeps_the_plan_before(paths: RunPaths) -> None:
     assert (paths.past / "1" / "plan.json").read_text() == before
     assert json.loads(paths.plan.read_text())["memory_gib"]["peak_allocated"] < 0.5 * peak
     assert not paths.rank_error(0).exists()
+
+
+@pytest.mark.parametrize("kind", ["device", "host"])
+def test_nodes_of_a_job_go_on_with_the_next_layout_where_they_can(paths: RunPaths, kind: str) -> None:
+    paths.config.write_text(paths.config.read_text().replace("on_oom: stop", "on_oom: replan"))
+    before = json.loads(paths.plan.read_text())["memory_gib"]["peak_allocated"]
+    short = {"had_gib": 0.5 * before, "asked_gib": 0, "place": "training", "step": 0, "kind": kind}
+    paths.logs.mkdir()
+    paths.rank_error(1).write_text(json.dumps({"message": "out of memory", "shortage": short}))
+    for node in (0, 1):
+        Ending(FAILED, "rank 1: out of memory", 0, 1.0, 1).write_to(paths.node(node).ending)
+    cannot = nodes.end(paths, ["a", "b"], nodes.Verdict())
+    assert isinstance(cannot, Ending)
+    assert "; a layout that would fit: " in cannot.reason
+    assert nodes.end(paths, ["a", "b"], nodes.Verdict(restarts=0)) == nodes.RESTART
+    assert json.loads(paths.plan.read_text())["memory_gib"]["peak_allocated"] < before
 
 
 def test_any_other_failure_is_left_as_it_is(paths: RunPaths) -> None:
