@@ -20,6 +20,7 @@ from dtrain.planner.nvme import nvme_errors
 from dtrain.planner.optimizer_pins import ON_THE_CARD, optimizer_errors, stages_of
 from dtrain.planner.parallel import OWN_ATTENTION, parallel_errors, unsharded_in_16_bits
 from dtrain.planner.positions import position_errors
+from dtrain.planner.quantised import quantised_base_errors
 
 Offload = Literal["none", "cpu", "nvme"]
 Checkpointing = Literal["none", "full", "selective", "offload"]
@@ -57,7 +58,7 @@ def space_of(loaded: Loaded, profile: Profile, facts: ModelFacts) -> Space:
     """BadInputs with everything that cannot be planned."""
     config = loaded.config
     errors = [*parallel_errors(loaded, facts), *_adapter_errors(loaded, profile), *_tiling_errors(loaded, facts)]
-    errors += nvme_errors(loaded)
+    errors += [*nvme_errors(loaded), *quantised_base_errors(loaded, facts)]
     errors += [*sparse_attention.errors_of(loaded, facts), *position_errors(loaded, facts)]
     errors += [*_target_errors(loaded, facts), *_kernel_errors(loaded, profile)]
     errors += unsharded_in_16_bits(loaded, precision_of(loaded, profile))

@@ -170,3 +170,15 @@ def test_what_no_stage_can_offload(lines: tuple[str, ...], key: str) -> None:
     with pytest.raises(BadInput) as error:
         plan(*lines)
     assert told(error).key == key
+
+
+@pytest.mark.parametrize(("adapter", "why"), [("", "cannot be trained"), ("adapter: lora", "merged into")])
+def test_a_base_that_is_published_quantised(tmp_path: Path, adapter: str, why: str) -> None:
+    published = SHAPE | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    loaded = loads(f"base_model: {tmp_path}\ndatasets: [{{path: no/data, type: alpaca}}]\n{adapter}\n")
+    with pytest.raises(BadInput, match="gptq") as error:
+        make_plan(loaded, resolve_profile("a100x8"), load_facts(str(tmp_path)))
+    found = told(error)
+    assert (found.key, found.value) == ("base_model", str(tmp_path))
+    assert why in found.message
