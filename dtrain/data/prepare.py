@@ -287,11 +287,16 @@ def main(run_folder: str | Path) -> int:
 
 
 def leave_torch_out(config: Config) -> None:
-    """Libraries find no torch from here on. Rows need none, and transformers would load it with a tokenizer, which is
-    two thirds of what a small data set takes. A repository's own code may need it."""
-    if not config.trust_remote_code:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-        os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    """Let transformers find no torch: rows need none, and it takes two thirds of a small data set's time. A repository's
+    own code may need it."""
+    if config.trust_remote_code:
+        return
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # it would tell that torch is missing
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    from transformers.utils import is_torch_available
+
+    is_torch_available()  # remembered
+    del sys.modules["torch"]
 
 
 def refuse_other_data(run: RunPaths, now: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The course's own file, byte for byte, trains a model that the course's own script can load."""
+"""The course's own file, byte for byte, trains a model that the course's own script can load, also without the hub."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 
 from dtrain import assets
 from dtrain.hardware.this_machine import host_memory_gib
+from dtrain.paths import RunPaths
 from tests.e2e import hub
-from tests.e2e.cli import Place, metrics
+from tests.e2e.cli import Place, metrics, said
 from tests.e2e.materials import stories, write_jsonl, write_model
 
 SEED_SHA256 = "9acf90999def45354f4877fec21b550519374699d281a6fbdd0bb268b8b51997"
@@ -40,9 +41,8 @@ def test_it_trains_and_the_courses_script_runs_on_it(tmp_path: Path) -> None:
     place.folder.mkdir()
     with hub.serving(repos) as served:
         file = str(assets.root() / "configs" / "storyteller.yaml")
-        done = place.dtrain(
-            "launch", file, "--profile", "cpux1", "--set", "max_steps=4", env={"HF_ENDPOINT": served.url}
-        )
+        words = ("launch", file, "--profile", "cpux1", "--set", "max_steps=4", "--set", "save_steps=2")
+        done = place.dtrain(*words, env={"HF_ENDPOINT": served.url})
     assert done.code == 0, done.out + done.err
     assert served.unknown == []
     assert "pad_token" not in json.loads((tmp_path / "hub" / "model" / "tokenizer_config.json").read_text())
@@ -56,7 +56,20 @@ def test_it_trains_and_the_courses_script_runs_on_it(tmp_path: Path) -> None:
     told = json.loads(run.data.read_text())
     assert told["train"]["rows"] == 40
     assert told["dropped"] == {}
+    _it_goes_on_without_the_hub(place, run)
     _the_script_writes(place, run.output)
+
+
+def _it_goes_on_without_the_hub(place: Place, run: RunPaths) -> None:
+    """As if it had ended after its first checkpoint: what was fetched is enough."""
+    run.checkpoint(4).rename(run.checkpoints / ".gone")
+    ending = json.loads(run.exit.read_text())
+    run.exit.write_text(json.dumps(ending | {"code": 1, "reason": "the test said so"}))
+    before = [line["loss"] for line in metrics(run)]
+    again = place.dtrain("resume", str(run.output))
+    assert again.code == 0, again.out + again.err
+    assert said(run)["code"] == 0
+    assert [line["loss"] for line in metrics(run)] == before
 
 
 def _the_script_writes(place: Place, model: Path) -> None:
