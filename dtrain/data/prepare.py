@@ -287,8 +287,8 @@ def main(run_folder: str | Path) -> int:
 
 
 def leave_torch_out(config: Config) -> None:
-    """Let transformers find no torch: rows need none, and it takes two thirds of a small data set's time. A repository's
-    own code may need it."""
+    """Let transformers find no torch: rows need none, and it takes two thirds of a small data set's time. Code of a
+    repository may need it."""
     if config.trust_remote_code:
         return
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # it would tell that torch is missing
