@@ -331,15 +331,15 @@ class Config(Section):
     """A rank that for so long gets no further (not through one forward or backward pass, one optimizer step, one
     collective) hangs: the run ends, with the stacks of all ranks in their logs."""
     max_restarts: Annotated[int, Field(ge=0)] = 0
-    """How often a failed run is started again from its last checkpoint, on the same machines, before it ends: on one
-    machine, and on all nodes of a SLURM job. On several SSH hosts `dtrain resume` does it."""
+    """How often a failed run is started again from its last checkpoint, on the same machines, before it ends. Several
+    SSH hosts do so by themselves, each from its own part of the checkpoint; at ZeRO stage 0 `dtrain resume` does it."""
     probe: bool = False
     """Before the first step, take two at the longest batch, measure memory and time beside the plan (probe.json), and
     undo them to the last bit. `dtrain launch --probe` says it too."""
     on_oom: Literal["stop", "replan"] = "stop"
     """A rank that runs out of memory ends the run, and the message names the next layout that fits. `replan`: that one
     is taken, from the last checkpoint on, with the same global batch (smaller micro-batches, recomputing, sharding,
-    offloading), on one machine."""
+    offloading), on one machine and in a SLURM job."""
     save_keep_hours: Annotated[float, Field(gt=0)] | None = None
     """Besides the newest and the best, keep a checkpoint of every so many hours."""
     logging_steps: Count = 1
