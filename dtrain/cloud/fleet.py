@@ -47,9 +47,8 @@ class Fleet:
         self.tell = tell
         self.wishes = wishes
         self.keys = make_keys(book.run_id)
-        self.machines = Machines(
-            market, Terms(book.run_id, book.nodes, options, self.keys, options.client_address or "")
-        )
+        address = options.client_address or ""
+        self.machines = Machines(market, Terms(book.run_id, book.nodes, options, self.keys, address, book.launcher))
         self.choice = Choice(book, options, market.providers, meter)
         self.rented: RunThere | None = None
 

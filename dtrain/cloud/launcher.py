@@ -74,7 +74,7 @@ class CloudLauncher:
             return Rendered(commands=_commands(job, options), notes=("no machine on offer fits this profile",))
         told = estimate.estimate(offer, job.nodes, job.plan, options)
         provider = self.market(options, Ledger(job.run_id)).providers[offer.provider]
-        terms = Terms(job.run_id, job.nodes, options, None, options.client_address or address.HIDDEN)
+        terms = Terms(job.run_id, job.nodes, options, None, options.client_address or address.HIDDEN, self.name)
         orders = [order_of(terms, node, 1, offer, told.limit_hours * 3600) for node in range(job.nodes)]
         requests = tuple(request for order in orders for request in provider.requests(order))
         files = {f"{offer.machine}:{_folder(job)}/{name}": text for name, text in _documents(job, options).items()}

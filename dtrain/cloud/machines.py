@@ -26,6 +26,8 @@ class Terms:
     keys: RunKeys | None
     """None: for a dry run."""
     client_address: str
+    launcher: str
+    """Whose options these are: with --anywhere another provider's machine gets those that all of them understand."""
 
 
 class Machines:
@@ -113,10 +115,11 @@ class Machines:
 def order_of(terms: Terms, node: int, attempt: int, offer: Offer, max_seconds: float) -> Order:
     """Pure: what is ordered. Without keys, as a dry run shows it."""
     keys, options = terms.keys, terms.options
+    is_own = offer.provider == terms.launcher
     return Order(
         run_id=terms.run_id, node=node, attempt=attempt, offer=offer,
         user_data=user_data(terms.run_id, max_seconds, keys),
         public_key=keys.login_public if keys else "PUBLIC_KEY", client_address=terms.client_address,
-        max_seconds=max_seconds, disk_gib=options.disk_gib, image=options.image, nodes=terms.nodes,
-        options=options.own,
+        max_seconds=max_seconds, disk_gib=options.disk_gib, image=options.image if is_own else None, nodes=terms.nodes,
+        options=options.own if is_own else {},
     )  # fmt: skip

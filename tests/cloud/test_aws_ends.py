@@ -74,7 +74,7 @@ def test_from_another_computer_gc_ends_only_the_run_that_is_named(
     world: AwsWorld, cloud_job: NewJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.hardware = False
-    order = Terms("20261123-191500-k3f9", 1, CloudOptions(), None, "203.0.113.7/32")
+    order = Terms("20261123-191500-k3f9", 1, CloudOptions(), None, "203.0.113.7/32", "aws")
     Aws().create(order_of(order, 0, 1, Offer("aws", REGION, "c5.xlarge", "cpu", 0, 0.2), 3600.0))
     world.hardware = True
     cloud_job()  # its environment: the provider's

@@ -60,7 +60,7 @@ def only_listed(cloud_job: NewJob, world: AwsWorld) -> Iterator[AwsWorld]:
 
 def an_order(nodes: int = 1, machine: str = "c5.xlarge", spot: bool = False, **more: Any) -> Order:
     keys = RunKeys(Path("/nowhere"), "ssh-ed25519 AAAA", "a host key", "ssh-ed25519 BBBB")
-    terms = Terms(new_id(), nodes, CloudOptions(own=more), keys, "203.0.113.7/32")
+    terms = Terms(new_id(), nodes, CloudOptions(own=more), keys, "203.0.113.7/32", "aws")
     return order_of(terms, 0, 1, Offer("aws", REGION, machine, "cpu", 0, 0.2, spot), 3600.0)
 
 
@@ -156,7 +156,7 @@ def test_a_machine_that_is_not_listed_yet_is_neither_forgotten_nor_ordered_again
     monkeypatch.setattr("dtrain.cloud.market.SETTLE_SECONDS", 10.0)
     only_listed.hidden_seconds = 1.0
     made = market.create(order)
-    terms = Terms(order.run_id, 1, CloudOptions(), None, order.client_address)
+    terms = Terms(order.run_id, 1, CloudOptions(), None, order.client_address, "aws")
     assert [one.id for one in Machines(market, terms).there(may_order=True).values()] == [made.id]
     destroy_all(market, order.run_id, "stopped", 0.1, lambda words: None)
     assert (only_listed.machines(), len(only_listed.created)) == ([], 1)
