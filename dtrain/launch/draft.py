@@ -19,7 +19,7 @@ from dtrain.hardware.profiles import Profile, looks_like_path, resolve_profile
 from dtrain.launch import load as launchers
 from dtrain.launch.api import AsksForFiles, Job, Launcher, Rendered
 from dtrain.launch.create import job_of, new_id, output_folder, refuse_taken, run_files, run_name, settled
-from dtrain.launch.inputs import missing_data
+from dtrain.launch.inputs import missing_data, missing_weights
 from dtrain.launch.registry import Entry
 from dtrain.models.facts import ModelFacts
 from dtrain.models.hub import load_facts
@@ -55,7 +55,8 @@ def planned(
     """
     elsewhere = isinstance(launchers.load(on), AsksForFiles)
     loaded = load(file, sets)
-    refusals = launch_refusals(loaded) + missing_path(loaded) + missing_data(loaded, elsewhere)
+    refusals = launch_refusals(loaded) + missing_path(loaded) + missing_weights(loaded)
+    refusals += missing_data(loaded, elsewhere)
     if refusals:
         raise BadInputs(refusals)
     profile = resolve_profile(profile_name)

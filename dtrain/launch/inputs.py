@@ -23,6 +23,21 @@ def missing_data(loaded: Loaded, elsewhere: bool) -> list[BadInput]:
     return found
 
 
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+"""What transformers loads a model from."""
+
+
+def missing_weights(loaded: Loaded) -> list[BadInput]:
+    """An error for a `base_model` folder that is enough to plan, and holds nothing to train on."""
+    config = loaded.config
+    folder = find_file(config.base_model, loaded.file)
+    if config.reinit_weights or folder is None or not folder.is_dir() or any(map(list, map(folder.glob, WEIGHTS))):
+        return []
+    fix = "reinit_weights: true starts from random weights; or name a folder with the model's weights"
+    error = BadInput("there are no weights in this folder", key="base_model", value=config.base_model, fix=fix)
+    return [_at_its_line(error, loaded, "base_model")]
+
+
 def _missing(dataset: Dataset, loaded: Loaded, where: str, elsewhere: bool) -> Iterator[BadInput]:
     files = [dataset.data_files] if isinstance(dataset.data_files, str) else list(dataset.data_files or [])
     names = [(name, f"{where}.data_files") for name in files if not set(name) & set("*?[")]

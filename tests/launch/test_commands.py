@@ -258,6 +258,7 @@ BAD: list[tuple[list[str], int, str]] = [
     (["launch", "tiny.yaml", "--profile", "cpu", "--set", "launchers.local.grace_secs=5"], 2, "grace_seconds"),
     (["launch", "tiny.yaml", "--profile", "cpu", "--set", "learning_rat=5"], 2, "learning_rate"),
     (["launch", "tiny.yaml", "--profile", "cpu", "--set", "fp8=true"], 2, "fp8"),
+    (["launch", "tiny.yaml", "--profile", "cpu", "--set", "reinit_weights=false"], 2, "no weights in this folder"),
     (["launch", "tiny.yaml", "--profile", "cpu", "--name", "two\nlines"], 2, "--name"),
     (["launch", "tiny.yaml", "--profile", "cpu", "--set", "output_dir=rows.jsonl"], 2, "is a file"),
     (["launch", "tiny.yaml", "--profile", "cpu", "--set", "output_dir=model"], 2, "not a run's"),
