@@ -40,6 +40,8 @@ class Profile:
     """What was assumed or taken from the catalogue."""
     surroundings_source: str = ""
     """Where host memory and network come from."""
+    said: str = ""
+    """What a command line names it by, where that is not its name: the path of the user's own file."""
 
     @property
     def gpus(self) -> int:

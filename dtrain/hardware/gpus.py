@@ -41,6 +41,8 @@ class Gpu:
     """Other names in profiles: `a100` for `a100-80gb`."""
     reported_as: tuple[str, ...] = ()
     """What nvidia-smi calls it."""
+    like: str = ""
+    """Of a card in a person's own file: the catalogue's card that fills its gaps."""
 
     @property
     def has_bf16(self) -> bool:

@@ -81,6 +81,7 @@ def read_profile(path: Path) -> Profile:
     host = said.number("host_memory_gib")
     return Profile(
         name=said.text("name") or path.stem,
+        said=str(path),
         gpu=gpu,
         gpus_per_node=per_node,
         nodes=nodes,
@@ -218,6 +219,7 @@ def _card(said: Said, card: Gpu | None) -> Gpu:
         base,
         **told,  # type: ignore[arg-type]
         name=title if card is None or BY_NAME.get(title.lower()) is not card else card.name,
+        like=card.name if card else "",
         title=title,
         tflops=_rates(said.number("tflops_bf16"), card),
         measured_tflops_bf16=_measured(said, card),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dtrain.hardware.gpus import Gpu
+from dtrain.hardware.gpus import GPUS, Gpu
 
 # --- matmuls ------------------------------------------------------------------------------------------------------
 
@@ -118,7 +118,12 @@ def _is_amd(gpu: Gpu) -> bool:
     return gpu.compute_capability is None and gpu.name != "cpu"
 
 
+def _is_geforce(gpu: Gpu) -> bool:
+    return "GeForce" in (GPUS[gpu.like].title if gpu.like else gpu.title)
+
+
 def multiprocessors(gpu: Gpu) -> int:
+    gpu = GPUS[gpu.like] if gpu.like else gpu
     name = gpu.name.removesuffix("gb").rstrip("0123456789").rstrip("-") if gpu.name.endswith("gb") else gpu.name
     return MULTIPROCESSORS.get(name, USUAL_MULTIPROCESSORS)
 
@@ -129,7 +134,7 @@ def best_tflops(gpu: Gpu, dtype: str) -> float:
         return gpu.tflops.get(dtype) or gpu.tflops.get("fp32") or 0.1
     half = gpu.tflops.get("bf16") or gpu.tflops.get("fp16")
     measured = gpu.measured_tflops_bf16
-    unmeasured = GEFORCE_MATMUL_SHARE if "GeForce" in gpu.title else UNMEASURED_MATMUL_SHARE
+    unmeasured = GEFORCE_MATMUL_SHARE if _is_geforce(gpu) else UNMEASURED_MATMUL_SHARE
     share = measured / half if measured and half else unmeasured
     if dtype in ("bf16", "fp16") and measured:
         return measured

@@ -11,7 +11,7 @@ from typing import Any
 from dtrain.config.origins import Loaded
 from dtrain.config.schema import Config
 from dtrain.errors import BadInput, DoesNotFit
-from dtrain.hardware.gpus import GPUS, shortest
+from dtrain.hardware.gpus import GPUS, Gpu, shortest
 from dtrain.hardware.machines import largest_usual
 from dtrain.hardware.profiles import Profile, resolve_profile
 from dtrain.models.facts import ModelFacts
@@ -110,14 +110,14 @@ def _command(config: str, profile: Profile, sets: Mapping[str, Any], said: Seque
     flags = "".join(
         f" --set {shlex.quote(flag)}" for flag in [*kept, *(f"{key}={_yaml(value)}" for key, value in sets.items())]
     )
-    return f"dtrain plan {shlex.quote(config)} --profile {shlex.quote(profile.name)}{flags}"
+    return f"dtrain plan {shlex.quote(config)} --profile {shlex.quote(profile.said or profile.name)}{flags}"
 
 
 def _tries(plan: Plan, loaded: Loaded) -> Iterator[_Try]:
     """Nearest first: what changes no result, then the machine, then the training itself."""
     config, profile = loaded.config, plan.profile
     yield from _unpinned(config, profile)
-    for one in larger_machines(profile):
+    for one in [] if profile.said else larger_machines(profile):  # a machine of one's own is not exchanged at once
         yield _machine(one)
     if config.optimizer in ADAMS and config.offload_optimizer in ("auto", "none"):
         sets = {"optimizer": "adamw_bnb_8bit"}
@@ -155,21 +155,28 @@ def _last_resorts(plan: Plan, loaded: Loaded) -> Iterator[_Try]:
 
 
 def larger_machines(profile: Profile) -> list[Profile]:
-    """More of the same cards, then cards with more memory, then many nodes of each; none for a person's own machine."""
-    if profile.is_cpu or profile.gpu.name not in GPUS:
+    """More of the same cards, then cards with more memory, then many nodes of each; the card of a person's own machine
+    counts as the catalogue's that fills its gaps."""
+    if profile.is_cpu:
         return []
-    card, usual = shortest(profile.gpu), largest_usual(profile.gpu.name)
-    counts = [count for count in (2, 4, 8) if profile.gpus_per_node < count <= usual]
-    names = [f"{card}x{count}" for count in counts] if profile.nodes == 1 else []
-    names += [f"{card}x{usual}x{2 * profile.nodes}"]
+    same = [gpu for gpu in (GPUS.get(profile.gpu.like or profile.gpu.name),) if gpu]
     bigger = sorted(
         (gpu for gpu in GPUS.values() if gpu.memory_gib > profile.gpu.memory_gib and gpu.support == "full"),
         key=lambda gpu: gpu.memory_gib,
     )
+    names = [name for gpu in same for name in _more_of(gpu, profile)]
     names += [f"{shortest(gpu)}x{min(profile.gpus_per_node, largest_usual(gpu.name))}" for gpu in bigger]
     nodes = [f"x{count * profile.nodes}" for count in MORE_NODES]
-    names += [f"{shortest(gpu)}x{largest_usual(gpu.name)}{more}" for gpu in (profile.gpu, *bigger) for more in nodes]
+    names += [f"{shortest(gpu)}x{largest_usual(gpu.name)}{more}" for gpu in (*same, *bigger) for more in nodes]
     return [resolve_profile(name) for name in names]
+
+
+def _more_of(gpu: Gpu, profile: Profile) -> list[str]:
+    """Of one card: more in the node, then twice the nodes."""
+    card, usual = shortest(gpu), largest_usual(gpu.name)
+    counts = [count for count in (2, 4, 8) if profile.gpus_per_node < count <= usual]
+    wider = [f"{card}x{count}" for count in counts] if profile.nodes == 1 else []
+    return [*wider, f"{card}x{usual}x{2 * profile.nodes}"]
 
 
 def _unpinned(config: Config, profile: Profile) -> Iterator[_Try]:

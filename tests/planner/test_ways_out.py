@@ -38,6 +38,21 @@ def test_three_commands_each_of_which_is_accepted(model: str, batch: int, profil
         assert again.accepted, way
 
 
+def test_a_machine_of_ones_own_is_named_by_its_file(tmp_path: Path) -> None:
+    """And is as fast as the card whose figures fill it."""
+    machine, file = tmp_path / "mine.yaml", tmp_path / "run.yaml"
+    machine.write_text("name: under my desk\ngpu: two of them\ngpus_per_node: 2\ncatalogue: 4090\n")
+    file.write_text(f"base_model: {LLAMA_8B}\n{HEAD}")
+    loaded, profile = load(file), resolve_profile(str(machine))
+    made = make_plan(loaded, profile, facts(LLAMA_8B))
+    usual = make_plan(loaded, resolve_profile("4090x2"), facts(LLAMA_8B))
+    assert made.time.step_seconds == pytest.approx(usual.time.step_seconds)
+    assert not made.accepted
+    named = [shlex.split(way.command)[4] for way in ways_out(made, loaded, facts(LLAMA_8B))]
+    assert len(named) == 3
+    assert named.count(str(machine)) == 2  # adapters; then other machines
+
+
 @pytest.mark.parametrize(("model", "profile"), [(LLAMA_8B, "a100x8"), (LLAMA_8B, "l40sx4"), (LLAMA_70B, "h100x8x8")])
 def test_nothing_within_the_headroom_is_faster(model: str, profile: str) -> None:
     loaded, machine = loads(f"base_model: {model}\n{HEAD}global_batch_size: 256"), resolve_profile(profile)
