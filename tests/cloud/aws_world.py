@@ -20,6 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlencode
 
+import pytest
+
 from tests.cloud import aws_price_list
 from tests.cloud.datacenter import Datacenter
 from tests.cloud.tripwire import Tripwire
@@ -64,6 +66,8 @@ class AwsWorld:
     """How long a new machine is not listed."""
     created: list[str] = field(default_factory=list)
     tokens: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    bills: dict[str, list[float]] = field(default_factory=dict)
+    """Of each machine when it was made and, once it is ended, when: seconds since 1970."""
     hardware: bool = True
     """False: machines are only listed, nothing boots."""
 
@@ -116,6 +120,7 @@ class AwsWorld:
         self.faults.clear()
         self.created.clear()
         self.tokens.clear()
+        self.bills.clear()
         self.tripwire = Tripwire()
         self.hidden_seconds = 0.0
         for machine in self.datacenter.on:
@@ -171,7 +176,12 @@ class AwsWorld:
         if action == "TerminateInstances" and status == 200:
             for machine in [value for key, value in form.items() if key.startswith("InstanceId.")]:
                 self.datacenter.power_off(machine)
+                self._end_bill(machine)
         return status, answered
+
+    def _end_bill(self, machine: str) -> None:
+        if len(self.bills[machine]) == 1:
+            self.bills[machine].append(time.time())
 
     def _run_instances(self, form: dict[str, str], path: str, headers: dict[str, str]) -> tuple[int, bytes]:
         token, asked = form["ClientToken"], urlencode(sorted(form.items()))
@@ -188,6 +198,7 @@ class AwsWorld:
                 self.tokens[token] = asked, answered
                 machine = re.findall(r"<instanceId>(i-[0-9a-f]+)</instanceId>", answered.decode())[0]
                 self.created.append(token)
+                self.bills[machine] = [time.time()]
                 self._last_create = time.monotonic()
                 if self.hardware:
                     self.datacenter.boot(machine, address, base64.b64decode(form["UserData"]).decode())
@@ -208,8 +219,20 @@ class AwsWorld:
         for one in self._instances():
             if one.id == machine and one.instance_initiated_shutdown_behavior == "terminate":
                 one.terminate()
+                self._end_bill(machine)
             elif one.id == machine:
                 one.stop()
+
+
+def a_bucket(world: AwsWorld, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """s3://models where a machine reaches it, and a client for it."""
+    import boto3
+
+    there = f"http://{world.datacenter.address}:{world.moto_port}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", there)
+    s3 = boto3.client("s3", endpoint_url=there)
+    s3.create_bucket(Bucket="models")
+    return s3
 
 
 def _regions() -> str:

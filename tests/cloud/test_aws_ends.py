@@ -17,7 +17,7 @@ from dtrain.cloud.provider import Offer
 from dtrain.launch.api import Handle, Job
 from dtrain.launch.ending import Ending, put_aside
 from dtrain.paths import RunPaths
-from tests.cloud.aws_world import REGION, AwsWorld
+from tests.cloud.aws_world import REGION, AwsWorld, a_bucket
 from tests.cloud.datacenter import Datacenter, Machine
 from tests.cloud.leaks import gc_once, kill_keeper, run_folders
 from tests.waiting import wait_until
@@ -126,17 +126,29 @@ def test_another_keeper_goes_on_where_one_was_killed(
     assert (steps_of(job), len(world.created)) == (list(range(1, 301)), 1)
 
 
-def test_a_spot_machine_that_is_taken_is_replaced(world: AwsWorld, datacenter: Datacenter, cloud_job: NewJob) -> None:
+def test_a_spot_machine_that_is_taken_is_replaced(
+    world: AwsWorld, datacenter: Datacenter, cloud_job: NewJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one goes on from the checkpoint at home; with `output` the bucket, too, has the whole run."""
+    s3 = a_bucket(world, monkeypatch)
     before = len(datacenter.machines)
-    job = cloud_job(200, options={"spot": True})
+    secrets = ["AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
+    job = cloud_job(400, options={"spot": True, "output": "s3://models/mine", "secrets": secrets})
     launcher, handle = submitted(job)
     wait_for_steps(job)
     machine: Machine = list(datacenter.machines.values())[before]
     machine.take_back()
-    wait_until(lambda: launcher.status(handle).state == "done", 90)
+    wait_until(lambda: launcher.status(handle).state not in ("pending", "running"), 90)
+    assert ended(job).reason == "done"
     assert len(world.created) == 2
-    assert steps_of(job) == list(range(1, 201)), "the second machine went on after the first one's checkpoint"
+    assert steps_of(job) == list(range(1, 401)), "the second machine went on after the first one's checkpoint"
     assert world.machines() == []
+    (taken,) = run_folders(job.run_id, datacenter)[0].glob("dtrain/exit.json")
+    step = json.loads(taken.read_text())["step"]
+    keys = {one["Key"] for one in s3.list_objects_v2(Bucket="models")["Contents"]}
+    assert f"mine/dtrain/checkpoints/step-{step}/manifest.json" in keys
+    body = s3.get_object(Bucket="models", Key="mine/dtrain/metrics.jsonl")["Body"].read()
+    assert body == RunPaths(job.folder).metrics.read_bytes()
 
 
 def test_the_machine_ends_itself_when_nobody_is_there(

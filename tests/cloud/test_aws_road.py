@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 from dtrain_launchers.aws import AwsLauncher
 
+from dtrain.cloud.progress import Progress
 from dtrain.launch.api import Job
 from dtrain.launch.ending import Ending
 from dtrain.paths import RunPaths
-from tests.cloud.aws_world import AwsWorld
+from tests.cloud.aws_world import AwsWorld, a_bucket
 from tests.cloud.client_leaks import Person, sweep_client, try_client_case
 from tests.cloud.datacenter import Datacenter
 from tests.cloud.leaks import Case, cases_of, gc_once, table, try_case
@@ -41,8 +43,15 @@ def run_to_its_end(job: Job) -> Ending:
 
 
 def test_the_whole_road(world: AwsWorld, cloud_job: NewJob, home: Path) -> None:
-    job = cloud_job(8)
+    """What it is said to have cost is the price times the time that AWS saw, and not more than the whole of ours."""
+    job = cloud_job(8, options={"usd_per_hour": 360.0})
+    began = time.time()
     assert run_to_its_end(job).code == 0
+    ((made, ended),) = world.bills.values()
+    told = Progress.read(RunPaths(job.folder))
+    assert told is not None
+    assert 0.1 * (ended - made) <= told.usd <= 0.1 * (time.time() - began)
+    assert f"it cost ${told.usd:.2f}," in told.words
     assert len(RunPaths(job.folder).metrics.read_text().splitlines()) == 8
     assert (world.machines(), len(world.created)) == ([], 1)
     assert not (home / "rentals" / job.run_id).exists(), "the run's keys are removed"
@@ -61,14 +70,9 @@ def test_what_a_run_makes_goes_to_a_bucket_as_well(
     world: AwsWorld, cloud_job: NewJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its warden, with boto3 on the machine, before the machine goes."""
-    import boto3
-
-    there = f"http://{world.datacenter.address}:{world.moto_port}"
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", there)
+    s3 = a_bucket(world, monkeypatch)
     names = ["AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
     job = cloud_job(8, options={"output": "s3://models/mine", "secrets": names})
-    s3 = boto3.client("s3", endpoint_url=there)
-    s3.create_bucket(Bucket="models")
     assert run_to_its_end(job).reason == "done"
     listed = s3.list_objects_v2(Bucket="models")
     keys = [one["Key"] for one in listed["Contents"]]
