@@ -24,7 +24,17 @@ _ONE_OF: tuple[tuple[str, str, str], ...] = (
 def contradictions(tree: Node) -> list[BadInput]:
     """Every contradiction between keys of the translated tree; types may still be wrong there."""
     keys: dict[str, Node] = tree.value
-    rules = (_said_twice, _precision, _adapters, _needs, _sharding, _multiples, _recomputation, _rope)
+    rules = (
+        _said_twice,
+        _precision,
+        _adapters,
+        _needs,
+        _sharding,
+        _another_frameworks,
+        _multiples,
+        _recomputation,
+        _rope,
+    )
     return [error for rule in rules for error in rule(keys)]
 
 
@@ -90,6 +100,19 @@ def _sharding(keys: dict[str, Node]) -> Iterator[BadInput]:
                 f"needs zero_stage {least} or more, and zero_stage is {stage} ({keys['zero_stage'].origin.text()})"
             )
             yield error_at(keys[key].origin, key, message, value=keys[key].value, fix=f"zero_stage: 3, or {key}: none")
+
+
+SHARDING = {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3, "ddp": 0}
+"""Another framework's sharding (`plan_as.sharding`) → the ZeRO stage that holds the same."""
+
+
+def _another_frameworks(keys: dict[str, Node]) -> Iterator[BadInput]:
+    said = keys["plan_as"].value if "plan_as" in keys else None
+    meant = said.get("sharding") if isinstance(said, dict) else None
+    stage = keys["zero_stage"].value if "zero_stage" in keys else "auto"
+    if type(stage) is int and meant is not None and SHARDING.get(str(meant.value), stage) != stage:
+        message = f"cannot stand beside plan_as.sharding {meant.value}, which shards otherwise ({meant.origin.text()})"
+        yield error_at(keys["zero_stage"].origin, "zero_stage", message, value=stage, fix="leave one of them out")
 
 
 def _recomputation(keys: dict[str, Node]) -> Iterator[BadInput]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from dtrain.config.launchable import can_launch
 from dtrain.config.origins import DEFAULT, Loaded
+from dtrain.config.rules import SHARDING
 from dtrain.config.schema import Config
 from dtrain.errors import BadInput, BadInputs
 from dtrain.hardware.profiles import Profile
@@ -93,7 +94,7 @@ def _stages(loaded: Loaded, profile: Profile) -> tuple[int, ...]:
     """Stage 0 only in fp32: DeepSpeed sums 16-bit gradients of micro-batches in 16 bits there."""
     config = loaded.config
     if config.plan_as is not None and config.plan_as.sharding is not None:
-        return ({"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3, "ddp": 0}[config.plan_as.sharding],)
+        return (SHARDING[config.plan_as.sharding],)
     if config.zero_stage != "auto":
         return (config.zero_stage,)
     if config.optimizer == "adafactor":

@@ -28,6 +28,7 @@ from dtrain.config.load import dump, loads
         ("batch_size: 6\nmicro_batch_size: 4", "batch_size"),
         ("zero_stage: 2\noffload_params: cpu", "offload_params"),
         ("zero_stage: 0\noffload_optimizer: cpu", "offload_optimizer"),
+        ("zero_stage: 1\nplan_as: {sharding: fsdp2}", "zero_stage"),
         ("warmup_steps: 0.1", "warmup_steps"),
     ],
 )  # fmt: skip
