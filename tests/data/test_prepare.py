@@ -18,6 +18,7 @@ from dtrain.data.prepare import Prepared, open_prepared, prepare
 from dtrain.data.rows import TokenRows
 from dtrain.errors import BadInput, BadInputs
 from dtrain.files import read_json
+from dtrain.own_process import ACCEPT_CHANGES
 from dtrain.paths import RunPaths
 from tests.data.conftest import byte_level
 from tests.data.seeing import tokenizer_of
@@ -340,6 +341,24 @@ def test_a_run_s_failure_is_written_for_the_launcher(config_for: Callable[..., C
     assert (told["code"], told["line"], len(told["errors"])) == (2, 1, 2)
     assert "encode.py" in told["traceback"]
     assert not run.data.exists()
+
+
+def test_other_rows_under_a_run_that_has_trained_are_refused_until_forced(
+    config_for: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dtrain.data.prepare import main
+
+    run = run_folder(tmp_path, config_for(rows_of([10] * 9), dataset_prepared_path=str(tmp_path / "c")))
+    assert main(str(run.output)) == 0
+    first = read_json(run.data)
+    run.config.write_text(dump(config_for(rows_of([10] * 8), dataset_prepared_path=str(tmp_path / "c"))))
+    run.checkpoint(3).mkdir(parents=True)
+    assert main(str(run.output)) == 2
+    assert "the rows changed since the run began" in read_json(run.prepare_error)["message"]
+    assert read_json(run.data) == first
+    monkeypatch.setenv(ACCEPT_CHANGES, "1")
+    assert main(str(run.output)) == 0
+    assert read_json(run.data)["train"]["rows"] == 8
 
 
 def test_rows_are_mapped_not_read(made: Callable[..., Prepared]) -> None:
