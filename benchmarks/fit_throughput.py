@@ -51,7 +51,7 @@ FITTED = (
     Constant(efficiency, "SUSTAINED_SHARE", 9),
     Constant(efficiency, "FP8_SHARE"),
     Constant(efficiency, "OUTPUT_BYTES"),
-    Constant(efficiency, "LEGACY_MMA_TFLOPS", 9),
+    Constant(efficiency, "LEGACY_MMA_SHARE", 9),
     Constant(efficiency, "ATTENTION_SHARE", "triton"),
     Constant(efficiency, "ATTENTION_HALF_WINDOW"),
     Constant(efficiency, "HEAD_DIM_HALF"),

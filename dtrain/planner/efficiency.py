@@ -59,9 +59,10 @@ MEMORY_SHARE = 0.85
 
 # --- attention ----------------------------------------------------------------------------------------------------
 
-LEGACY_MMA_TFLOPS: Mapping[int, float] = {9: 535, 10: 535}
-"""Rate of Ampere's `mma.sync` instruction on newer cards, which FlashAttention 2 is written for: Hopper needs its new
-`wgmma` for the last third (FlashAttention-3, arXiv 2407.08608, section 1; the figure is fitted)."""
+LEGACY_MMA_SHARE: Mapping[int, float] = {9: 0.673, 10: 0.307}
+"""Rate of Ampere's `mma.sync` instruction on newer cards, which FlashAttention 2 is written for, over the card's best
+measured matmul: Hopper needs its new `wgmma` for the last third (FlashAttention-3, arXiv 2407.08608, section 1; 535 of
+794 TFLOP/s is fitted, Blackwell's taken to be the same 535 of 1,745)."""
 ATTENTION_SHARE: Mapping[str, float] = {
     "flash_attention_3": 0.50,
     "flash_attention_2": 0.60,
@@ -155,13 +156,20 @@ def rates_of(gpu: Gpu, dtype: str) -> Rates:
         share *= USUAL_SHAPE_SHARE
     if dtype == "fp8" and gpu.tflops.get("fp8"):
         share *= FP8_SHARE
-    peak = gpu.tflops.get("bf16") or gpu.tflops.get("fp16") if gpu.compute_capability else None  # AMD's is far off
     return Rates(
         matmul=1e12 * share * best_tflops(gpu, dtype),
         wave_elements=float(TILE_ELEMENTS * multiprocessors(gpu)) if gpu.name != "cpu" else 0.0,
         memory=MEMORY_SHARE * 1e9 * gpu.memory_gb_per_s,
-        legacy_matmul=1e12 * LEGACY_MMA_TFLOPS.get(major, peak or best_tflops(gpu, "bf16")),
+        legacy_matmul=1e12 * _legacy_tflops(gpu, major),
     )
+
+
+def _legacy_tflops(gpu: Gpu, major: int) -> float:
+    """Older cards have no newer instruction: their datasheet's rate; AMD's datasheet is far off."""
+    best = best_tflops(gpu, "bf16")
+    if major in LEGACY_MMA_SHARE:
+        return LEGACY_MMA_SHARE[major] * best
+    return (gpu.tflops.get("bf16") or gpu.tflops.get("fp16") or best) if gpu.compute_capability else best
 
 
 def attention_rate(gpu: Gpu, kernel: str, head_dim: int, context: float) -> float:
