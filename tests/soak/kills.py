@@ -13,6 +13,7 @@ import argparse
 import json
 import platform
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -62,11 +63,18 @@ def blows_for(draw: random.Random, world: int, count: int) -> list[lives.Blow]:
 
 
 def finished_run(folder: Path, zero_stage: int) -> RunPaths:
-    """A run that nobody disturbed, by the command line."""
+    """A run that nobody disturbed, as the command line plans it and prepares its data."""
     place = make_place_in(folder)
-    done = place.dtrain(*LAUNCH, "--set", f"zero_stage={zero_stage}", timeout=300)
-    assert done.code == 0, done.out + done.err
-    return place.run("out")
+    planned = place.dtrain(*LAUNCH, "--set", f"zero_stage={zero_stage}", "--dry-run", "--json")
+    assert planned.code == 0, planned.err
+    paths = place.run("out")
+    paths.run.mkdir(parents=True)
+    for name, text in planned.document["files"].items():
+        (paths.run / Path(name).name).write_text(text)
+    command = [sys.executable, "-m", "dtrain.data.prepare", str(paths.output)]
+    subprocess.run(command, env=place.environment(), check=True, stdout=sys.stderr)
+    assert lives.live(paths, 2, None) == [0, 0]
+    return paths
 
 
 def strike(finished: RunPaths, folder: Path, world: int, kills: int, seed: int, until: float) -> Tally:
@@ -95,8 +103,8 @@ def main() -> int:
     told = parser.parse_args()
     started = time.time()
     with tempfile.TemporaryDirectory() as folder:
-        finished = finished_run(Path(folder) / "undisturbed", told.zero_stage)
         lives.preload()
+        finished = finished_run(Path(folder) / "undisturbed", told.zero_stage)
         tally = strike(finished, Path(folder), 2, told.kills, told.seed, time.monotonic() + 60 * told.minutes)
     document = {
         "schema_version": 1, "asked_kills": told.kills, "kills": tally.kills,
