@@ -100,8 +100,8 @@ def _stages(loaded: Loaded, profile: Profile) -> tuple[int, ...]:
     if config.optimizer == "adafactor":
         return (0,)  # it scales by whole matrices, which the higher stages cut
     lowest = 0 if precision_of(loaded, profile) in ("fp32", "tf32") else 1
-    # quantised weights cannot be sharded element by element, and tensor parallel has cut them already
-    highest = 2 if _quantised(config) or config.tensor_parallel_size > 1 else 3
+    # quantised weights cannot be sharded by elements, DoRA reads them whole, tensor parallel has cut them already
+    highest = 2 if _quantised(config) or config.peft_use_dora or config.tensor_parallel_size > 1 else 3
     able = stages_of(config, precision_of(loaded, profile))
     return tuple(stage for stage in range(lowest, highest + 1) if stage in able) or tuple(sorted(able))
 
@@ -244,6 +244,10 @@ def _adapter_errors(loaded: Loaded, profile: Profile) -> list[BadInput]:
     if _quantised(config) and config.zero_stage == 3:
         message = f"QLoRA's {4 if config.load_in_4bit else 8}-bit weights cannot be sharded by ZeRO stage 3"
         errors.append(_at(loaded, "zero_stage", message, 3, "set zero_stage: 2, or adapter: lora", "0, 1, 2, auto"))
+    if config.adapter is not None and config.peft_use_dora and config.zero_stage == 3 and config.plan_as is None:
+        message = "DoRA takes the length of whole rows of each matrix, and ZeRO stage 3 gives each rank parts of them"
+        fix = "set zero_stage: 2, or peft_use_dora: false"
+        errors.append(_at(loaded, "zero_stage", message, 3, fix, "0, 1, 2, auto"))
     if config.cross_entropy in ("fused", "compiled") and profile.is_cpu and config.plan_as is None:
         message = f"{config.cross_entropy} is for CUDA: its kernels are Triton's"
         fix = "set cross_entropy: auto"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,12 +109,20 @@ def is_adapter(folder: Path) -> bool:
 
 def read(folder: Path, dtype: Any = "auto") -> Any:
     """The base model with the adapter of `folder` on it, by peft: transformers alone misses DoRA's magnitudes."""
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     told = own_attention.honoured(folder)
-    base = AutoModelForCausalLM.from_pretrained(base_of(folder), dtype=dtype, **told)
-    return PeftModel.from_pretrained(base, str(folder))
+    return on_base(AutoModelForCausalLM.from_pretrained(base_of(folder), dtype=dtype, **told), folder)
+
+
+def on_base(base: Any, folder: Path, **told: Any) -> Any:
+    """peft's model. Its warnings are of transformers' names, and of a key of ours that it passes by."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", f"Unexpected keyword arguments.*{own_attention.KEY}")
+        return PeftModel.from_pretrained(base, str(folder), **told)
 
 
 PREFIX = "base_model.model."

@@ -195,13 +195,11 @@ class Merging:
 
     def change(self) -> float:
         """Of the logits, by what is going to be written and by peft's own forward pass."""
-        from peft import PeftModel
-
         plain = adapters.without_weights(self.name).eval()
         with torch.no_grad(), layer_by_layer(plain, self.merged):
             after = logits_of(plain)
-        folder = str(next(iter(self.adapter.where.values())).parent)
-        tuned = PeftModel.from_pretrained(adapters.without_weights(self.name), folder, low_cpu_mem_usage=True).eval()
+        folder = next(iter(self.adapter.where.values())).parent
+        tuned = adapters.on_base(adapters.without_weights(self.name), folder, low_cpu_mem_usage=True).eval()
         with torch.no_grad(), layer_by_layer(tuned, self.of_peft):
             before = logits_of(tuned)
         return difference(before, after)

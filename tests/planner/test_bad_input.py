@@ -182,3 +182,11 @@ def test_a_base_that_is_published_quantised(tmp_path: Path, adapter: str, why: s
     found = told(error)
     assert (found.key, found.value) == ("base_model", str(tmp_path))
     assert why in found.message
+
+
+def test_dora_needs_whole_matrices() -> None:
+    dora = ("adapter: lora", "peft_use_dora: true")
+    with pytest.raises(BadInput, match="whole rows") as error:
+        plan(*dora, "zero_stage: 3")
+    assert told(error).key == "zero_stage"
+    assert plan(*dora, profile="4090x2").choice.zero_stage < 3
