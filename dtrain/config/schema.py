@@ -332,7 +332,7 @@ class Config(Section):
     collective) hangs: the run ends, with the stacks of all ranks in their logs."""
     max_restarts: Annotated[int, Field(ge=0)] = 0
     """How often a failed run is started again from its last checkpoint, on the same machines, before it ends. Several
-    SSH hosts do so by themselves, each from its own part of the checkpoint; at ZeRO stage 0 `dtrain resume` does it."""
+    SSH hosts do so by themselves, each from its own part of the checkpoint."""
     probe: bool = False
     """Before the first step, take two at the longest batch, measure memory and time beside the plan (probe.json), and
     undo them to the last bit. `dtrain launch --probe` says it too."""

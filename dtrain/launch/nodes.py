@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -142,7 +143,8 @@ def main(arguments: list[str]) -> int:
     paths = RunPaths.of(told.folder)
     if told.act == "begin":
         return _begin(paths, told.nodes)
-    ending = end(paths, told.nodes, Verdict(told.again, told.told, told.note, told.restarts))
+    with contextlib.redirect_stdout(sys.stderr):  # the batch script reads one word from stdout
+        ending = end(paths, told.nodes, Verdict(told.again, told.told, told.note, told.restarts))
     print(ending if isinstance(ending, str) else ending.code)
     return 0
 

@@ -10,6 +10,7 @@ A damaged file is noticed when its states are in place already: those of the che
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from dtrain.errors import RunFailed
 from dtrain.paths import RunPaths
 from dtrain.train import checkpoint, state_files
 from dtrain.train.checkpoint import Checkpoint, States
+from dtrain.train.leaves import LeafReader
 from dtrain.train.optimizers import page_again
 from dtrain.train.own_file import Filling, OwnFile
 from dtrain.train.partitions import Partition, partitions, take_over
@@ -65,18 +67,38 @@ def _on_every_machine(paths: RunPaths, ranks: Ranks) -> tuple[list[Path], list[s
 def load(states: States, found: Checkpoint, ranks: Ranks) -> str | None:
     """Put its states in place. What is wrong with it, the same on every rank; the states are of no use then."""
     mine = partitions(states.model, states.optimizer)
-    own = OwnFile.of_same_cut(state_files.state_file(found.folder, ranks.rank), mine)
+    own = _file_with(mine, found, ranks)
     digest = found.leaves_sha256.get(own.path.name) if own is not None else None
     as_it_was = all(ranks.gather(digest is not None and found.world == ranks.world))
     with torch.no_grad():
         if as_it_was and own is not None:
-            problem = _own_filled(states, own, mine, digest)
+            problem = _own_filled(states, own, mine, digest) or _own_is_damaged(found, own, ranks)
         else:
             problem = _read_anew(states, mine, found, ranks)
     problem = _first(ranks, problem)
     if problem is None:
         states.set_scaler_numbers(state_files.extra_of(found.folder, ranks.rank)["scaler"])
     return problem
+
+
+def _file_with(mine: Sequence[Partition], found: Checkpoint, ranks: Ranks) -> OwnFile | None:
+    """That holds exactly these partitions: this rank's own, or, where ZeRO cuts nothing, one of a whole copy."""
+    whole = sorted(found.folder.glob("rank-*.safetensors")) if found.zero_stage == 0 else []
+    files = (OwnFile.of_same_cut(path, mine) for path in [state_files.state_file(found.folder, ranks.rank), *whole])
+    return next((file for file in files if file is not None), None)
+
+
+def _own_is_damaged(found: Checkpoint, read: OwnFile, ranks: Ranks) -> str | None:
+    """Of this rank's file where another one was read: every byte of a checkpoint is verified."""
+    own = state_files.state_file(found.folder, ranks.rank)
+    digest = found.leaves_sha256.get(own.name)
+    if read.path == own or digest is None:
+        return None
+    try:
+        with closing(LeafReader()) as reader:
+            return None if reader.digest(own) == digest else f"{own.name} is damaged"
+    except OSError as error:
+        return f"{own.name}: {error}"
 
 
 def _own_filled(states: States, own: OwnFile, mine: Sequence[Partition], digest: str | None) -> str | None:

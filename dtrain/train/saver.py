@@ -78,7 +78,7 @@ class Saver:
             )
         extra = {"scaler": self.states.scaler_numbers()}
         mine = partitions(self.states.model, self.states.optimizer)
-        content = state_files.content_of(self.ranks.model_copy, mine, self.states.zero_stage == 0, extra)
+        content = state_files.content_of(self._copy, mine, self.states.zero_stage == 0, extra)
         swapped = any(one.files is not None for one in mine)  # to a drive, because host memory is short
         copied = not swapped and (self._host.is_there or fits_in_host_memory(content.bytes))
         if copied:
@@ -90,6 +90,11 @@ class Saver:
         seconds = time.perf_counter() - started
         self.seconds += seconds
         return seconds
+
+    @property
+    def _copy(self) -> int:
+        """Of the model; a machine that does not see the first one's files has a first copy of its own."""
+        return 0 if self.completes and self.ranks.tensor_parallel == 1 else self.ranks.model_copy
 
     def wait(self) -> Outcome | None:
         """The last save, once it has ended; None when there was none."""

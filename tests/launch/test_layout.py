@@ -97,7 +97,9 @@ def test_replanned_by_itself_keeps_the_plan_before(paths: RunPaths) -> None:
 
 
 @pytest.mark.parametrize("kind", ["device", "host"])
-def test_nodes_of_a_job_go_on_with_the_next_layout_where_they_can(paths: RunPaths, kind: str) -> None:
+def test_nodes_of_a_job_go_on_with_the_next_layout_where_they_can(
+    paths: RunPaths, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     paths.config.write_text(paths.config.read_text().replace("on_oom: stop", "on_oom: replan"))
     before = json.loads(paths.plan.read_text())["memory_gib"]["peak_allocated"]
     short = {"had_gib": 0.5 * before, "asked_gib": 0, "place": "training", "step": 0, "kind": kind}
@@ -108,7 +110,8 @@ def test_nodes_of_a_job_go_on_with_the_next_layout_where_they_can(paths: RunPath
     cannot = nodes.end(paths, ["a", "b"], nodes.Verdict())
     assert isinstance(cannot, Ending)
     assert "; a layout that would fit: " in cannot.reason
-    assert nodes.end(paths, ["a", "b"], nodes.Verdict(restarts=0)) == nodes.RESTART
+    assert nodes.main(["end", str(paths.output), "a", "b", "--restarts", "0"]) == 0
+    assert capsys.readouterr().out == "restart\n"  # the batch script reads nothing else
     assert json.loads(paths.plan.read_text())["memory_gib"]["peak_allocated"] < before
 
 
