@@ -257,7 +257,7 @@ class Config(Section):
     fp8: bool = False
     master_weights: Literal["fp32", "bf16"] = "fp32"
     """The optimizer's own copy of the weights, with its moments and summed gradients. bf16 takes 10 bytes a parameter
-    in all, where fp32 takes 18 to 20; a step smaller than 1/256 of a weight is lost in it (docs/long_sequences.md)."""
+    in all, where fp32 takes 18 to 20; a step smaller than 1/256 of a weight is lost in it (docs/precision.md)."""
 
     # memory and parallelism
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"

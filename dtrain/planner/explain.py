@@ -175,5 +175,8 @@ def _tensor_parallel(best: Candidate) -> Iterable[str]:
 
 def _precision(best: Candidate) -> str:
     gpu, precision = best.setup.profile.gpu, best.choice.precision
-    masters = ", fp32 masters by DeepSpeed" if best.setup.dtypes.master else ""
+    master = best.setup.dtypes.master
+    masters = f", {master} masters by DeepSpeed" if master else ""
+    if master == "bf16":
+        masters += ": steps smaller than 1/256 of a weight are lost"
     return f"precision {precision} on {gpu.title}{masters}"
