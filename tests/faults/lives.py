@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from dtrain import heartbeat
 from dtrain.paths import RunPaths
 from tests.faults.layer import Fault, Kind
+from tests.train.meeting import meeting
 
 LIFE_SECONDS = 120.0
 
@@ -61,13 +61,16 @@ def copy_of(finished: RunPaths, folder: Path) -> RunPaths:
 
 def live(paths: RunPaths, world: int, blow: Blow | None) -> list[int]:
     """One life of the run. Exit codes of its ranks, negative for a signal."""
-    port = free_port()
     for rank in range(world):
         paths.heartbeat(rank).unlink(missing_ok=True)
-    pids = [_start(paths, rank, world, port, blow) for rank in range(world)]
+    with meeting() as told:
+        return _lived(paths, [_start(paths, rank, world, told, blow) for rank in range(world)], blow)
+
+
+def _lived(paths: RunPaths, pids: Sequence[int], blow: Blow | None) -> list[int]:
     codes: dict[int, int] = {}
     deadline = time.monotonic() + LIFE_SECONDS
-    while len(codes) < world:
+    while len(codes) < len(pids):
         if blow is not None and blow.after_beats is not None and _far_enough(paths, blow):
             _kill(pids if blow.rank < 0 else [pids[blow.rank]])
             blow = None
@@ -81,7 +84,7 @@ def live(paths: RunPaths, world: int, blow: Blow | None) -> list[int]:
     return [codes[pid] for pid in pids]
 
 
-def _start(paths: RunPaths, rank: int, world: int, port: int, blow: Blow | None) -> int:
+def _start(paths: RunPaths, rank: int, world: int, told: dict[str, str], blow: Blow | None) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -89,7 +92,7 @@ def _start(paths: RunPaths, rank: int, world: int, port: int, blow: Blow | None)
     try:
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+            **told,
         }  # fmt: skip
         if blow is not None and blow.file_call is not None and blow.rank in (rank, -1):
             Fault(paths.checkpoints, blow.kind, blow.file_call).install()
@@ -108,12 +111,6 @@ def _far_enough(paths: RunPaths, blow: Blow) -> bool:
 def _kill(pids: Sequence[int]) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def random_blow(draw: random.Random, world: int, beats: int, calls: int) -> Blow:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,12 +18,6 @@ pytest.importorskip("deepspeed", reason="the training road needs dtrain[train]")
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[[int, list[Any]], dict[str, dict[str, Any]]]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Forker:
@@ -42,7 +35,7 @@ class Forker:
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = {"world": world, "folder": str(folder), "port": free_port()}
+        request = {"world": world, "folder": str(folder)}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         codes: list[int] = json.loads(self._process.stdout.readline())

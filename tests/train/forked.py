@@ -1,6 +1,6 @@
 """Starts ranks of `tests.train.cases` in no time: one process imports everything once and forks every rank.
 
-Reads a line of JSON for each start, `{"world", "folder", "port"}`, and answers with the exit codes of its ranks. Each
+Reads a line of JSON for each start, `{"world", "folder"}`, and answers with the exit codes of its ranks. Each
 rank is a process of its own with a process group of its own; its words are in FOLDER/rank-R.log.
 """
 
@@ -14,16 +14,17 @@ import sys
 import traceback
 from pathlib import Path
 
+from tests.train.meeting import meeting
+
 
 def load_libraries() -> None:
     """Whatever a rank would import at its start or in its course."""
     import peft  # noqa: F401
     import torch
-    import transformers.modeling_utils  # noqa: F401
+    import transformers.modeling_utils
     import transformers.models.llama.modeling_llama  # noqa: F401
     from deepspeed.runtime import engine  # noqa: F401
     from deepspeed.runtime.zero.muon import muon_optimizer  # noqa: F401 - DeepSpeed does it with the first optimizer
-
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     get_checkpoint_conversion_mapping("llama")  # a thousand regular expressions, kept
@@ -35,10 +36,14 @@ def preload() -> None:
     from tests.train import cases  # noqa: F401
 
 
-def start(world: int, folder: Path, port: int) -> list[int]:
+def start(world: int, folder: Path) -> list[int]:
     """Exit codes of the ranks, negative for a signal; the first that fails ends the others."""
-    pids = [forked_rank(rank, world, folder, port) for rank in range(world)]
-    codes: dict[int, int] = {}
+    with meeting() as told:
+        return ended([forked_rank(rank, world, folder, told) for rank in range(world)])
+
+
+def ended(pids: list[int]) -> list[int]:
+    world, codes = len(pids), dict[int, int]()
     while len(codes) < world:
         pid, status = os.wait()
         codes[pid] = os.waitstatus_to_exitcode(status)
@@ -49,7 +54,7 @@ def start(world: int, folder: Path, port: int) -> list[int]:
     return [codes[pid] for pid in pids]
 
 
-def forked_rank(rank: int, world: int, folder: Path, port: int) -> int:
+def forked_rank(rank: int, world: int, folder: Path, told: dict[str, str]) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -60,7 +65,7 @@ def forked_rank(rank: int, world: int, folder: Path, port: int) -> int:
         os.dup2(log, 2)
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+            **told,
         }  # fmt: skip
         sys.argv = ["cases", str(folder), str(folder / "cases.json")]
         from tests.train import cases
@@ -82,7 +87,7 @@ def main() -> None:
     gc.freeze()  # half a million imported objects: no collection of a rank need look through them
     for line in sys.stdin:
         told = json.loads(line)
-        codes = start(told["world"], Path(told["folder"]), told["port"])
+        codes = start(told["world"], Path(told["folder"]))
         answers.write(json.dumps(codes) + "\n")
         answers.flush()
 
