@@ -178,7 +178,8 @@ def _second_peaks(results: Results) -> list[str]:
         "on the head; dropout's masks; fp32 states of embeddings under transformers' Trainer; autocast's 16-bit",
         "copies of fp32 weights; masks and fp32 gradients of written-out attention. The CUDA context was set to the",
         "middle of its range. The Megatron rows are said otherwise than at first look: its cross-entropy works in",
-        "place, its dropout is on; two of them were then set aside with a doubt, since no key says what they ran.",
+        "place, its dropout is on, one is cut along the sequence (`plan_as.sequence_sharded` came of it), and one was",
+        "set aside with a doubt, since no key says what it ran. Five rows of torchtitan were looked up last.",
         "",
         "| source | rows | first look: median | worst | now: median | worst |",
         "|---|---|---|---|---|---|",
@@ -191,7 +192,8 @@ def _second_peaks(results: Results) -> list[str]:
         "",
         "What is told too low: QLoRA in axolotl, whose pages differ by a quarter for one layout; ZeRO 3 of 72B with",
         "short rows, where 10 GiB are held that we cannot name; gpt-oss over eight cards; small runs under nvidia-smi,",
-        "by half a GiB. Too high: FSDP units of embedding and head alone, which no key says (torchtune's 70B).",
+        "by half a GiB. Too high: FSDP units of embedding and head alone, which no key says (torchtune's 70B); eager",
+        "losses that let their logits go before backward (torchtitan's longest rows).",
     ]
 
 

@@ -113,6 +113,9 @@ class PlanAs(Section):
     optimizer_state_dtype: Literal["fp32", "bf16", "fp16", "int8", "int4"] | None = None
     base_weights_dtype: Literal["fp32", "bf16", "fp16", "int8", "nf4"] | None = None
     optimizer_in_backward: bool = False
+    sequence_sharded: bool | None = None
+    """Tensor-parallel ranks hold parts of the sequence between blocks (Megatron's `--sequence-parallel`; torchtitan
+    always): default true under fsdp2, false under ZeRO."""
 
 
 class AttentionPattern(Section):

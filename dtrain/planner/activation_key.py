@@ -53,6 +53,9 @@ class ActivationKey:
     """Tokens of the whole sequence, for attention that is quadratic."""
     segment: int | None
     tensor_parallel: int
+    stream_ways: int
+    gathered_ways: int
+    """Parts in which the inputs of a block's first matmuls are kept: Megatron gathers them again, DTensor does not."""
     trained: bool
     targets: frozenset[str]
     adapter_width: float
@@ -81,6 +84,8 @@ class ActivationKey:
             window=setup.sequence_len,
             segment=setup.segment_memory,
             tensor_parallel=setup.tensor_parallel_size,
+            stream_ways=setup.stream_ways,
+            gathered_ways=setup.stream_ways if setup.is_deepspeed else 1,
             trained=adapter is None,
             targets=adapter.targets if adapter else frozenset(),
             adapter_width=DTYPE_BYTES[setup.dtypes.compute if setup.shards_weights else setup.dtypes.weights],

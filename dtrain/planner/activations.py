@@ -45,7 +45,7 @@ NO_LAYER = LayerBytes(0, 0, 0, 0, 0, 0, 0)
 @lru_cache(maxsize=65536)
 def layer_bytes(key: ActivationKey, layer: Layer) -> LayerBytes:
     """The tensors of one block; see the module's docstring."""
-    stream = key.width * key.facts.hidden_size
+    stream = key.width * key.facts.hidden_size / key.stream_ways
     saved = attention_saved(key, layer) + _mlp_saved(key, layer) + norms_saved(key, layer)
     saved += _magnitudes_saved(key, layer) + _dropout_masks(key)
     selective, reused = _selective_saved(key, layer)
@@ -63,7 +63,7 @@ def layer_bytes(key: ActivationKey, layer: Layer) -> LayerBytes:
 def _dropout_masks(key: ActivationKey) -> float:
     """One byte an element after attention and after the MLP, where another framework trains with dropout."""
     given = any(key.facts.config.get(name) for name in HIDDEN_DROPOUT)
-    return 2.0 * key.facts.hidden_size if given and not key.transformers_code else 0.0
+    return 2.0 * key.facts.hidden_size / key.stream_ways if given and not key.transformers_code else 0.0
 
 
 def _magnitudes_saved(key: ActivationKey, layer: Layer) -> float:
@@ -79,10 +79,10 @@ def _mlp_saved(key: ActivationKey, layer: Layer) -> float:
     parts = parts_of(facts, layer)
     shares_input = facts.parallel_residual and layer.norms == 1  # one norm feeds both halves: its output is kept once
     if key.tile_share is not None:  # one tile after another, recomputed in backward: only the input is kept
-        return 0.0 if shares_input else key.width * facts.hidden_size
+        return 0.0 if shares_input else key.width * facts.hidden_size / key.gathered_ways
     kept = 0.0
     if not shares_input:
-        kept = facts.hidden_size * key.keeps_input(*parts.ups, *parts.routers)
+        kept = facts.hidden_size * key.keeps_input(*parts.ups, *parts.routers) / key.gathered_ways
     kept += inner_width(key, layer) * (_activation_kept(key) + key.keeps_input(*parts.downs))
     return kept + _routing_saved(key, layer)
 
@@ -144,7 +144,7 @@ def _working(key: ActivationKey, layer: Layer) -> float:
     """Beside what is saved, at the fullest moment of a block's backward. Backward meets the MLP first."""
     mlp = _mlp_working(key, layer)
     attention = attention_working(key) - _mlp_saved(key, layer)
-    norm = norm_working(key) * key.facts.hidden_size - _mlp_saved(key, layer)
+    norm = norm_working(key) * key.facts.hidden_size / key.stream_ways - _mlp_saved(key, layer)
     return max(mlp, attention, norm, 0.0)
 
 
@@ -184,7 +184,7 @@ def forward_working(key: ActivationKey, layer: Layer) -> float:
     facts = key.facts
     inner = inner_width(key, layer) * (3 if facts.gated_mlp else 2)
     mlp = key.width * (2 * facts.hidden_size + inner * (key.tile_share or 1.0)) + _routing_saved(key, layer)
-    norm = norm_working(key) * facts.hidden_size
+    norm = norm_working(key) * facts.hidden_size / key.stream_ways
     query, key_value = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
     attention = key.width * (facts.hidden_size + (3 * query + 3 * key_value) / key.tensor_parallel)
     return max(mlp, norm, attention + scores_working(key))

@@ -22,7 +22,7 @@ def attention_saved(key: ActivationKey, layer: Layer) -> float:
     facts, tp = key.facts, key.tensor_parallel
     query, key_value = facts.heads * facts.head_dim / tp, facts.kv_heads * facts.head_dim / tp
     parts = parts_of(facts, layer)
-    kept = facts.hidden_size * key.keeps_input(*parts.attention)
+    kept = facts.hidden_size * key.keeps_input(*parts.attention) / key.gathered_ways
     kept += key.width * (query + 2 * attended_keys(key)) + attention_core(key) / tp
     if facts.qk_norm != "none":
         kept += (query + key_value) * norm_saved(key)

@@ -45,6 +45,7 @@ def setup_from(config: Config, facts: ModelFacts, profile: Profile, choice: Choi
         sequence_parallel_size=choice.sequence_parallel_size,
         tensor_parallel_size=config.tensor_parallel_size,
         autotp=config.plan_as is None,
+        sequence_sharded=_sequence_sharded(other, sharding),
         tiled_mlp=config.tiled_mlp,
         compiled=config.torch_compile,
         fp8_linears=config.fp8,
@@ -64,6 +65,11 @@ def _one_flat_row(config: Config, facts: ModelFacts, choice: Choice) -> bool:
     """dtrain puts documents behind each other, but where a model's own attention cannot keep them apart."""
     several = config.sample_packing or choice.micro_batch_size > 1
     return several and config.plan_as is None and facts.family not in OWN_ATTENTION
+
+
+def _sequence_sharded(other: PlanAs, sharding: Sharding) -> bool:
+    """torchtitan's tensor parallel always is (its parallelize_llama); Megatron's on demand."""
+    return sharding == "fsdp2" if other.sequence_sharded is None else other.sequence_sharded
 
 
 def _has_liger_kernels(config: Config) -> bool:

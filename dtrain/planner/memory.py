@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from dtrain.hardware.profiles import Profile
+from dtrain.planner import nvme
 from dtrain.planner.activation_key import ActivationKey
 from dtrain.planner.activations import NO_LAYER, LayerBytes, layer_bytes, tile_sums
 from dtrain.planner.attention_bytes import mask_kept, rotary_tables
@@ -49,7 +50,7 @@ UNCERTAINTY: Mapping[str, float] = {
     "runtime": 0.3,
 }  # fmt: skip
 """Relative standard deviation of each term: states are arithmetic, activations depend on kernels, buffers on timing."""
-FORM_UNCERTAINTY = 0.05
+FORM_UNCERTAINTY = 0.06
 """The same of the whole: what a framework holds that no term counts. With it nine in ten of all published peaks lie
 inside the interval (benchmarks/planner_accuracy.py, those that took no part in fitting included)."""
 RESERVED_UNCERTAINTY = 0.03
@@ -240,6 +241,7 @@ class Blocks:
     @classmethod
     def of(cls, setup: Setup) -> Blocks:
         key, tokens, hidden = ActivationKey.of(setup), setup.micro_batch_tokens, setup.facts.hidden_size
+        stream = hidden / setup.stream_ways
         recomputes = setup.checkpointing != "none"
         kinds = [(layer_bytes(key, layer), count) for layer, count in setup.facts.layers]
         alive = ActivationKey.of(replace(setup, compiled=False)) if recomputes and setup.compiled else key
@@ -248,7 +250,7 @@ class Blocks:
             key=lambda one: one.saved + one.working,
             default=NO_LAYER,
         )
-        last_norm = hidden * norm_saved(key)
+        last_norm = stream * norm_saved(key)
         mask = mask_kept(key)
         rotary = rotary_tables(setup.facts) * 2 * key.width * setup.facts.head_dim
         # a compiled block holds as much as an eager one while it is recomputed and differentiated (prime-rl's rows)
@@ -260,7 +262,7 @@ class Blocks:
             kept=tokens * (sum(_kept_by(setup, one) * count for one, count in kinds) + last_norm + rotary + mask),
             forward=tokens * max(0.0, biggest.forward + _fetched(setup, biggest) - last_norm) if recomputes else 0.0,
             hidden=tokens * hidden * key.width,
-            last_norm=tokens * hidden * norm_working(key),
+            last_norm=tokens * stream * norm_working(key),
             recomputed=tokens * (inside + biggest.working - last_norm) + sums,
             last=tokens * (biggest.saved + biggest.input - biggest.shared + biggest.working + rotary) + sums,
             evaluation=evaluation_positions(setup) * (biggest.forward + biggest.input),
@@ -316,6 +318,8 @@ def offloaded_bytes(setup: Setup) -> float:
         held += states.trained * states.moment_bytes / (states.ranks if setup.shards_optimizer else 1)
     if setup.offload_params == "cpu":
         held += states.whole_elements * DTYPE_BYTES[setup.dtypes.compute] / states.ranks
+    if "nvme" in (setup.offload_optimizer, setup.offload_params):
+        held += nvme.buffer_bytes(setup)
     if setup.checkpointing == "offload" and not setup.profile.is_cpu:
         stream = DTYPE_BYTES[setup.dtypes.compute] * setup.facts.hidden_size
         held += stream * setup.facts.layer_count * setup.micro_batch_tokens

@@ -22,7 +22,7 @@ def norms_saved(key: ActivationKey, layer: Layer) -> float:
     kept = layer.norms * norm_saved(key)
     if key.facts.parallel_residual and layer.norms > 1 and keeps_norm_input(key):
         kept -= (layer.norms - 1) * key.width
-    return kept * key.facts.hidden_size
+    return kept * key.facts.hidden_size / key.stream_ways
 
 
 def is_one_kernel(key: ActivationKey) -> bool:

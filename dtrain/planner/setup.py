@@ -129,6 +129,8 @@ class Setup:
     autotp: bool = False
     """Tensor parallel as dtrain has it from DeepSpeed's AutoTP: norms, embedding and head stay whole on each rank, and
     matrices with the same input sum its gradient one by one. Elsewhere (Megatron, torchtitan) all but norms is cut."""
+    sequence_sharded: bool = False
+    """Tensor-parallel ranks hold parts of the sequence between blocks: what heads or width do not cut, it does."""
     tiled_mlp: bool = False
     compiled: bool = False
     """torch.compile of the blocks: fused norms, activations and rope."""
@@ -180,6 +182,11 @@ class Setup:
             return 1 / self.tensor_parallel_size
         linears = sum(one.parameters * layers for layer, layers in self.facts.layers for one in layer.linears)
         return 1 - linears * (1 - 1 / self.tensor_parallel_size) / self.facts.parameters
+
+    @property
+    def stream_ways(self) -> int:
+        """Parts that the residual stream of a rank's tokens is cut into."""
+        return self.tensor_parallel_size if self.sequence_sharded else 1
 
     @property
     def shard_ranks(self) -> int:

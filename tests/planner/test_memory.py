@@ -17,8 +17,9 @@ from dtrain.hardware.profiles import resolve_profile
 from dtrain.models.hub import load_facts
 from dtrain.planner.choice import Choice
 from dtrain.planner.layout import setup_from
-from dtrain.planner.memory import TERMS, estimate_memory, moments
+from dtrain.planner.memory import TERMS, Blocks, estimate_memory, moments
 from dtrain.planner.optimizers import OPTIMIZERS, optimizer_spec
+from dtrain.planner.pools import FRAGMENTATION
 from dtrain.planner.setup import AdapterSpec, Dtypes, Setup
 from dtrain.planner.states import States
 from dtrain.planner.throughput import estimate_time
@@ -63,6 +64,9 @@ setups = st.builds(
     transformers_code=st.booleans(),
     fp32_routing=st.booleans(),
     expandable_segments=st.booleans(),
+    sequence_sharded=st.booleans(),
+    tensor_parallel_size=st.sampled_from([1, 1, 4]),
+    quantised_head=st.booleans(),
     tiled_mlp=st.booleans(),
     compiled=st.booleans(),
     fused_kernels=st.booleans(),
@@ -154,6 +158,35 @@ def test_eager_logits_are_the_usual_surprise() -> None:
     chunked = max(one.logits for one in moments(layout(cross_entropy="chunked")))
     assert (eager, elsewhere) == pytest.approx((12 * logits, 15.5 * logits))
     assert chunked < eager / 3
+
+
+def test_a_stream_cut_along_the_sequence_is_kept_in_parts() -> None:
+    """Full checkpointing keeps a block's input only: a quarter on each of four ranks, and the rotary tables whole."""
+    whole = layout("openai-community/gpt2-xl", sharding="fsdp2", tensor_parallel_size=4, checkpointing="full")
+    cut = replace(whole, sequence_sharded=True)
+    assert Blocks.of(cut).kept == pytest.approx(Blocks.of(whole).kept / 4)
+    assert estimate_memory(cut).peak < estimate_memory(whole).peak
+
+
+def test_modules_beside_adapters_keep_the_base_type() -> None:
+    """peft casts adapters to fp32, and leaves whole modules in 16 bits: weights, gradients and moments."""
+    adapted = layout(sharding="ddp", adapter=LORA, dtypes=Dtypes(weights="fp32", master=None, gradient="fp32"))
+    more = replace(adapted, adapter=replace(LORA, modules_to_save=frozenset({"lm_head"})))
+    matrix = adapted.facts.vocab_size * adapted.facts.hidden_size
+    assert States(more).weights - States(adapted).weights == pytest.approx(2 * matrix)
+    assert States(more).gradients - States(adapted).gradients == pytest.approx(2 * matrix)
+    assert States(more).optimizer - States(adapted).optimizer == pytest.approx(4 * matrix)
+
+
+def test_reserved_memory_has_fsdps_gradients_even_while_they_are_gone() -> None:
+    """At the loss, the reduce-scatter stream's pool of the last step's gradients is there and of no use."""
+    setup = layout(profile="b200x8", sharding="fsdp2", cross_entropy="eager", others_loss=True, accumulation=1)
+    memory, alike = estimate_memory(setup), estimate_memory(replace(setup, sharding="zero3"))
+    idle = States(setup).gradients / GIB
+    assert memory.peak_phase == "backward"
+    assert memory.terms["gradients"] == 0
+    assert memory.peak_reserved == pytest.approx(FRAGMENTATION * (memory.peak_allocated + idle))
+    assert alike.peak_reserved == pytest.approx(FRAGMENTATION * alike.peak_allocated)
 
 
 def test_masks_of_narrow_windows_count_for_sdpa() -> None:
