@@ -110,7 +110,10 @@ def mismatches(document: Mapping[str, Any], expected: Mapping[str, Any]) -> list
 
 def said_in(config: Config) -> dict[str, Any]:
     """What the config alone says about a DeepSpeed document, by dotted key: known before anything is planned."""
+    low = config.master_weights == "bf16"
     return {
+        **dict.fromkeys(_MASTERS, low),
+        **({_SUMS: "bf16"} if low else {}),
         "gradient_clipping": config.max_grad_norm,
         "optimizer.params.lr": config.learning_rate,
         "optimizer.params.betas": [config.adam_beta1, config.adam_beta2],
@@ -128,6 +131,7 @@ def _optimizer_type(optimizer: str) -> str | None:
     return next((name for kind, name in types.items() if kind in optimizer.split("_")), None)
 
 
+_MASTERS, _SUMS = ("bf16.bf16_master_weights_and_grads", "bf16.bf16_optimizer_states"), "data_types.grad_accum_dtype"
 _SCHEDULER_TYPES = {"linear": "WarmupDecayLR", "constant_with_warmup": "WarmupLR", "cosine": "WarmupCosineLR"}
 """Our schedules as DeepSpeed calls them (deepspeed/runtime/lr_schedules.py). dtrain's own one runs."""
 
@@ -172,6 +176,7 @@ _SAID_BY = {
     "optimizer.params.betas": "adam_beta1 and adam_beta2", "optimizer.params.eps": "adam_epsilon",
     "optimizer.params.weight_decay": "weight_decay", "scheduler.params.warmup_max_lr": "learning_rate",
     "scheduler.params.warmup_num_steps": "warmup_steps", "scheduler.params.total_num_steps": "max_steps",
+    **dict.fromkeys((*_MASTERS, _SUMS), "master_weights"),
     "bf16.enabled": "bf16", "fp16.enabled": "fp16", "optimizer.type": "optimizer", "scheduler.type": "lr_scheduler",
 }  # fmt: skip
 
@@ -206,6 +211,8 @@ def _mismatch(key: str, said: Any, value: Any) -> BadInput:
     meant = "asks for something else" if value is None else f"is {value}"
     message = f"the DeepSpeed config says {said!r}, but {ours or 'what the run uses'} {meant}"
     fix = f"leave {key.split('.')[0]} out" if key.endswith(".type") else f'write "auto" for {key}'
+    if ours == "master_weights":
+        fix = f"leave {key} out: `master_weights: fp32` or `bf16` says it"
     return BadInput(message, key=f"deepspeed.{key}", value=said, allowed=value, fix=fix)
 
 

@@ -198,6 +198,18 @@ def test_optimizers_under_deepspeeds_names(optimizer: str, kind: str, config: An
     config(f"optimizer: {optimizer}\ndeepspeed: {{optimizer: {{type: {kind}}}}}\n")
 
 
+def test_masters_are_the_configs_to_say(config: Any, errors: Any) -> None:
+    said = "deepspeed: {bf16: {bf16_master_weights_and_grads: true, bf16_optimizer_states: true}}\n"
+    assert config(f"master_weights: bf16\n{said}")
+    assert errors(said).keys() == {
+        "deepspeed.bf16.bf16_master_weights_and_grads",
+        "deepspeed.bf16.bf16_optimizer_states",
+    }
+    sums = "deepspeed: {data_types: {grad_accum_dtype: fp32}}\n"
+    assert config(sums)
+    assert "master_weights" in errors(f"master_weights: bf16\n{sums}")["deepspeed.data_types.grad_accum_dtype"].fix
+
+
 def test_batch_sizes_of_the_document_are_pins(config: Any, errors: Any) -> None:
     loaded = config(
         "deepspeed: {train_micro_batch_size_per_gpu: 2, gradient_accumulation_steps: 3, train_batch_size: 48}\n"
