@@ -56,7 +56,9 @@ def _exported(run: str, folder: Path | None, step: int | None, merge: bool) -> t
         click.echo(f"passed over: {line}", err=True)
     if found is None or config is None:
         there = sorted(checkpoint.step_of(one) for one in paths.checkpoints.glob("step-*"))
-        raise BadInput("there is no such checkpoint", file=str(paths.checkpoints), value=step, allowed=there)
+        words = "there is no such checkpoint" if there else "this run has saved no checkpoint"
+        fix = None if there else f"dtrain status {run}"
+        raise BadInput(words, file=str(paths.checkpoints), key="--step", value=step, allowed=there or None, fix=fix)
     if merge and config.adapter is None:
         raise BadInput("this run trained no adapter: there is nothing to merge", key="--merge", fix="leave --merge out")
     out = folder or export_folder(paths.output, found.step, merge)
