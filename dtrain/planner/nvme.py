@@ -20,6 +20,14 @@ ABLE = ("adamw_torch", "adamw_torch_fused")
 """Optimizers whose states DeepSpeed swaps and we read back: every moment as large as the weights, in fp32."""
 
 
+SUB_GROUP_ELEMENTS = 100_000_000
+"""Of a rank's trained parameters stepped at once, at least one parameter's (DeepSpeed's own default is 1e9)."""
+STATE_BUFFERS = 4
+"""Master, gradient and two moments of a sub-group, in fp32."""
+PARAMETER_BUFFERS = 6
+"""Parameters of one layer that are on their way at once; DeepSpeed's default is 5."""
+
+
 def asked(config: Config) -> tuple[str, ...]:
     """Keys that ask for a drive."""
     return tuple(key for key in ("offload_optimizer", "offload_params") if getattr(config, key) == "nvme")
@@ -61,6 +69,21 @@ def drive_bytes(setup: Setup) -> float:
         held += (setup.optimizer.state_bytes + 4 + 4) * states.trained * share
     if setup.offload_params == "nvme":
         held += DTYPE_BYTES[setup.dtypes.compute] * states.whole_elements * share
+    return held
+
+
+def buffer_bytes(setup: Setup) -> float:
+    """Of one rank in host memory: what passes through on its way to the drive and back."""
+    linears = [
+        linear.inputs * linear.outputs * linear.count for layer, _ in setup.facts.layers for linear in layer.linears
+    ]
+    largest = max([setup.facts.embedding_parameters, *linears]) / setup.shard_ranks
+    trained = States(setup).trained / setup.shard_ranks
+    held = 0.0
+    if setup.offload_optimizer == "nvme":
+        held += 4 * STATE_BUFFERS * min(trained, max(SUB_GROUP_ELEMENTS, largest))
+    if setup.offload_params == "nvme":
+        held += PARAMETER_BUFFERS * DTYPE_BYTES[setup.dtypes.compute] * largest
     return held
 
 

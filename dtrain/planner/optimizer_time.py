@@ -94,5 +94,5 @@ def offload_seconds(setup: Setup) -> float:
     step = node * (2 * stepped + 2 * setup.optimizer.state_bytes + 4) / CPU_ADAM_BYTES_PER_S
     drives = 0.0
     if setup.offload_optimizer == "nvme":
-        drives = 2 * (setup.optimizer.state_bytes + 4) * node / NVME_BYTES_PER_S
+        drives = 2 * (setup.optimizer.state_bytes + 4 + 4) * node / NVME_BYTES_PER_S  # and gradients
     return link + max(step, drives)

@@ -126,7 +126,7 @@ def engine_config(rank: Rank, steps: int) -> dict[str, Any]:
         config, choice, int(model["parameters"]), ZeroBuckets(), trained=int(model["trainable_parameters"])
     )
     told = engine.merged_with_file(ours, _from_file(rank, steps))
-    return engine.merged_with_file(told, nvme.section(config, choice, rank.paths.output))
+    return engine.merged_with_file(told, nvme.section(config, choice, rank.paths.output, rank.ranks.world))
 
 
 def _from_file(rank: Rank, steps: int) -> dict[str, Any]:

@@ -24,11 +24,6 @@ from dtrain.planner.choice import Choice
 from dtrain.train.ranks import Ranks
 from dtrain.units import GIB
 
-SUB_GROUP_ELEMENTS = 100_000_000
-"""Stepped at once, at least one parameter; four buffers of as many fp32 numbers lie in host memory."""
-PARAMETER_BUFFERS = 6
-"""Parameters of one layer that are on their way at once; DeepSpeed's default is 5, its own prefetching needs more."""
-
 
 def folder_of(config: Config, output: Path) -> Path:
     """Of one run: two runs on one drive must not share it."""
@@ -36,7 +31,7 @@ def folder_of(config: Config, output: Path) -> Path:
     return Path(config.nvme_path).expanduser() / f"dtrain-{sha256(str(output).encode()).hexdigest()[:12]}"
 
 
-def section(config: Config, choice: Choice, output: Path) -> dict[str, Any]:
+def section(config: Config, choice: Choice, output: Path, world: int) -> dict[str, Any]:
     """What DeepSpeed's config says of the drive; nothing where none is used.
 
     Without prefetching of parameters: a head that the loss uses as well is then fetched twice, and DeepSpeed 0.19.8
@@ -44,13 +39,15 @@ def section(config: Config, choice: Choice, output: Path) -> dict[str, Any]:
     """
     if not planned.asked(config):
         return {}
-    place = {"device": "nvme", "nvme_path": str(folder_of(config, output))}
+    place: dict[str, Any] = {"device": "nvme", "nvme_path": str(folder_of(config, output))}
     zero: dict[str, Any] = {}
     if choice.offload_optimizer == "nvme":
-        zero |= {"sub_group_size": SUB_GROUP_ELEMENTS, "offload_optimizer": {**place, "buffer_count": 4}}
+        buffers = {"buffer_count": planned.STATE_BUFFERS}
+        zero |= {"sub_group_size": planned.SUB_GROUP_ELEMENTS, "offload_optimizer": place | buffers}
     if choice.offload_params == "nvme":
-        buffers = {"buffer_count": PARAMETER_BUFFERS, "buffer_size": largest_parameter(config), "max_in_cpu": 0}
-        zero |= {"stage3_prefetch_bucket_size": 0, "offload_param": {**place, **buffers}}
+        part = -(-largest_parameter(config) // world)
+        buffers = {"buffer_count": planned.PARAMETER_BUFFERS, "buffer_size": part, "max_in_cpu": 0}
+        zero |= {"stage3_prefetch_bucket_size": 0, "offload_param": place | buffers}
     return {"zero_optimization": zero}
 
 

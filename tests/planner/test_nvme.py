@@ -29,7 +29,10 @@ def test_the_drive_holds_masters_moments_gradients_and_weights() -> None:
     per_node = both.facts.parameters * (4 + 8 + 4 + 2) / 2  # half of the ranks
     assert both.as_json()["nvme_gib"] == pytest.approx(per_node / GIB)
     assert any("/local of each node" in reason for reason in both.reasons)
-    assert "nvme_gib" not in plan("offload_optimizer: cpu").as_json()
+    in_memory = plan("offload_optimizer: cpu", "offload_params: cpu", "zero_stage: 3", profile="a100x8x2")
+    assert "nvme_gib" not in in_memory.as_json()
+    assert both.memory.host_memory_gib < in_memory.memory.host_memory_gib
+    assert both.time.step_seconds > in_memory.time.step_seconds
 
 
 @pytest.mark.parametrize(
