@@ -62,7 +62,7 @@ def test_every_command_in_a_console_block_works(page: str, line: str, tmp_path: 
     if words[0] == "dtrain" and words[1] in RUN_FOR_REAL:
         env = os.environ | {"DTRAIN_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-m", "dtrain", *words[1:]]
-        ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+        ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
         assert ran.returncode == 0, ran.stderr
     elif words[0] == "dtrain":
         parse(words[1:])

@@ -55,6 +55,8 @@ class Machine:
     namespace: str
     link: str
     init: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    switch: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """Its own shutdown and its provider may turn it off at once."""
 
     @property
     def is_on(self) -> bool:
@@ -62,11 +64,12 @@ class Machine:
 
     def power_off(self) -> None:
         """Every process of it is gone at once."""
-        if self.init is not None:
-            self.init.kill()
-            self.init.wait()
-            self.init = None
-            ip("netns", "del", self.namespace)
+        with self.switch:
+            if self.init is not None:
+                self.init.kill()
+                self.init.wait()
+                self.init = None
+                ip("netns", "del", self.namespace)
 
     def take_back(self) -> None:
         """Its metadata service tells from now on that it is taken away."""

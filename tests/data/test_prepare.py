@@ -242,7 +242,7 @@ def test_two_processes_at_once_do_the_work_once(config_for: Callable[..., Config
     run = run_folder(tmp_path, config_for(rows_of([10] * 400), dataset_prepared_path=str(tmp_path / "cache")))
     command = [sys.executable, "-m", "dtrain.data.prepare", str(run.output)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=60)[0] for process in both]
+    said = [process.communicate(timeout=600)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sum("tokenising 400 rows" in text for text in said) == 1
     assert sum("tokenised before" in text for text in said) == 1

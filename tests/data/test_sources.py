@@ -227,16 +227,17 @@ def ask():
 ask()
 server.shutdown()
 server.server_close()
-began = time.monotonic()
+slept = []
+time.sleep = slept.append
 ask()
-assert time.monotonic() - began < 10, "retried a door that is shut"
+assert sum(slept) < 10, "retried a door that is shut"
 """  # fmt: skip
 
 
 def test_a_name_no_hub_knows_and_a_hub_that_does_not_answer(tmp_path: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower() and "OFFLINE" not in name}
     env = {**kept, "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", ASK_A_HUB], env=env, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", ASK_A_HUB], env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     unknown, no_tokenizer, shut, shut_too = done.stdout.splitlines()
     assert unknown == "datasets[0].path | no such dataset on the hub, and no such file here"

@@ -51,7 +51,7 @@ class Place:
         }  # fmt: skip
         return kept | own | self.env | dict(more or {})
 
-    def dtrain(self, *arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120.0) -> Result:
+    def dtrain(self, *arguments: str, env: Mapping[str, str] | None = None, timeout: float = 600.0) -> Result:
         started = time.monotonic()
         done = subprocess.run(
             [*COMMAND, *arguments], cwd=self.folder, env=self.environment(env), timeout=timeout,

@@ -165,9 +165,9 @@ def interrupted(
         if twice:
             words = read_until(client.stdout, "Ctrl-C again")
             os.killpg(client.pid, signal.SIGINT)
-            return client.wait(30), words + client.stdout.read()
+            return client.wait(), words + client.stdout.read()
         words = client.stdout.read()
-        return client.wait(60), words
+        return client.wait(), words
 
 
 def read_until(stream: Any, words: str) -> str:

@@ -31,7 +31,7 @@ STORYTELLER = str(assets.root() / "configs" / "storyteller.yaml")
 def test_nothing_heavy_is_imported(place: Place, arguments: tuple[str, ...]) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "dtrain", *arguments],
-        cwd=place.folder, env=place.environment(), capture_output=True, text=True, timeout=60, check=False,
+        cwd=place.folder, env=place.environment(), capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}

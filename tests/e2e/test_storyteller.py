@@ -77,7 +77,7 @@ def _the_script_writes(place: Place, model: Path) -> None:
     script = assets.root() / "configs" / "test_storyteller.py"
     written = subprocess.run(
         [sys.executable, str(script), str(model), "a fox looks for a lost key"],
-        cwd=place.folder, env=place.environment(), capture_output=True, text=True, timeout=120, check=False,
+        cwd=place.folder, env=place.environment(), capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert written.returncode == 0, written.stderr
     assert len(written.stdout.strip()) > 20

@@ -10,7 +10,7 @@ from pathlib import Path
 
 def dtrain(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dtrain", "profiles", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=cwd)
 
 
 def test_the_table_lists_cards_memory_and_prices(tmp_path: Path) -> None:

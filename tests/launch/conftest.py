@@ -19,6 +19,7 @@ from dtrain.launch.create import new_id
 from dtrain.launch.process import end_run_processes, processes_of_run
 from dtrain.paths import RunPaths
 from tests.launch import cli
+from tests.waiting import PATIENCE_SECONDS
 
 TINY_MODEL = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
@@ -117,7 +118,7 @@ class Dtrain:
     def __call__(self, *arguments: str, **env: str) -> int:
         """Run it to its end; the exit code. What it said is in `out` and `err`."""
         process = self.start(*arguments, **env)
-        self.out, self.err = process.communicate(timeout=60)
+        self.out, self.err = process.communicate(timeout=PATIENCE_SECONDS)
         return process.returncode
 
     def json(self, *arguments: str, **env: str) -> Any:

@@ -18,7 +18,7 @@ from dtrain.cli.main import main
 from dtrain.launch.process import environment, processes_of_run
 from dtrain.paths import RunPaths
 from tests.launch.conftest import Dtrain, is_training, left_over
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 LONG = {"STAND_IN_STEPS": "100000"}
 
@@ -82,7 +82,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(dtrain: Dtrain) -> None:
     process = dtrain.start("launch", "tiny.yaml", "--profile", "cpu", **LONG)
     paths = training(dtrain, process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 75
     assert f"dtrain resume {id_of(paths)}" in out
     assert "Traceback" not in out + err
@@ -97,7 +97,7 @@ def test_a_second_ctrl_c_ends_it_at_once(dtrain: Dtrain) -> None:
     time.sleep(0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130
     assert left_over(id_of(paths)) == []
 
@@ -117,7 +117,7 @@ def test_ctrl_c_as_a_terminal_sends_it(dtrain: Dtrain) -> None:
             said = pool.submit(everything_from, master)
             paths = training(dtrain, process)
             os.killpg(process.pid, signal.SIGINT)
-            assert process.wait(30) == 75
+            assert process.wait(PATIENCE_SECONDS) == 75
             assert b"\x1b[" in said.result()
             assert b"dtrain resume" in said.result()
     os.close(master)
@@ -138,7 +138,7 @@ def test_a_killed_rank_is_shown_with_its_log(dtrain: Dtrain) -> None:
     paths = training(dtrain, process)
     (victim,) = [one.pid for one in processes_of_run(id_of(paths)) if environment(one.pid).get("RANK") == "1"]
     os.kill(victim, signal.SIGKILL)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
     assert "rank 1 was killed by SIGKILL" in out
     assert "rank 1 listens" in out
@@ -233,7 +233,7 @@ def test_attach_is_left_with_ctrl_c_and_the_run_goes_on(dtrain: Dtrain) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0
     assert "The run goes on" in out
     assert dtrain.json("status", "tiny", "--json")["state"] == "running"
@@ -341,7 +341,7 @@ def test_two_launches_into_one_folder_make_one_run(dtrain: Dtrain) -> None:
     arguments = ["launch", "tiny.yaml", "--profile", "cpu", "--set", "output_dir=out"]
     racers = [dtrain.start(*arguments, STAND_IN_STEPS="30") for _ in range(3)]
     for racer in racers:
-        racer.communicate(timeout=60)
+        racer.communicate(timeout=PATIENCE_SECONDS)
     assert sorted(racer.returncode for racer in racers) == [0, 2, 2]
     assert len(dtrain.json("runs", "--json")["runs"]) == 1
 

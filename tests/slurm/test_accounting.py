@@ -66,7 +66,7 @@ def database(base: Path) -> Iterator[str]:
         yield socket
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait()
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def accounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             time.sleep(0.5)  # the controller says good-bye to slurmdbd
             for daemon in daemons:
                 daemon.terminate()
-                daemon.wait(20)
+                daemon.wait()
 
 
 def answers(cluster: Cluster) -> bool:

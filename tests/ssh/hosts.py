@@ -188,10 +188,14 @@ class Network:
         self.namespaces = self._bridged()
         self.disks = ExitStack()
         full = self.disks.enter_context(full_disk(folder / "full disk"))  # before hosts get file systems of their own
-        for place in range(count):
-            self.hosts.append(self._host(place, full))
-        for host in self.hosts:
-            host.up()
+        try:
+            for place in range(count):
+                self.hosts.append(self._host(place, full))
+            for host in self.hosts:
+                host.up()
+        except BaseException:
+            self.close()
+            raise
 
     def _bridged(self) -> bool:
         try:

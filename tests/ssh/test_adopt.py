@@ -17,7 +17,7 @@ from dtrain.launch.api import Job
 from dtrain.launch.tunnel import known_hosts
 from tests.launch.conftest import left_over
 from tests.ssh.hosts import Host
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 
 class Elsewhere:
@@ -39,7 +39,7 @@ class Elsewhere:
 
     def __call__(self, *words: str, code: int = 0) -> str:
         process = self.start(*words)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == code, out + err
         return out + err
 
@@ -58,7 +58,7 @@ def test_attach_from_another_machine_and_stop_it_from_there(
     attached = elsewhere.start("attach", f"{where}:{there}/runs/{job.run_id}")
     wait_until(lambda: list(elsewhere.folder.glob("runs/*/dtrain/metrics.jsonl")))
     assert "interrupted" in elsewhere("stop", job.run_id)
-    out, err = attached.communicate(timeout=60)
+    out, err = attached.communicate(timeout=PATIENCE_SECONDS)
     assert attached.returncode == 75, out + err
     assert "Interrupted: stopped on request" in out + err
     told = json.loads(elsewhere("status", job.run_id, "--json"))

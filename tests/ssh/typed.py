@@ -25,7 +25,7 @@ class Typed:
 
     def __call__(self, *words: str, code: int = 0) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "dtrain", *words], cwd=self.folder, capture_output=True, text=True, timeout=120,
+            [sys.executable, "-m", "dtrain", *words], cwd=self.folder, capture_output=True, text=True, timeout=600,
             env={**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
         )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr
@@ -35,7 +35,7 @@ class Typed:
         return json.loads(self(*words, "--json", code=code))
 
     def wait(self, run: str, holds: Any) -> Any:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 600
         while True:
             told = self.json("status", run)
             if holds(told):
