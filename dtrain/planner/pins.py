@@ -97,8 +97,6 @@ def _stages(loaded: Loaded, profile: Profile) -> tuple[int, ...]:
         return (SHARDING[config.plan_as.sharding],)
     if config.zero_stage != "auto":
         return (config.zero_stage,)
-    if config.optimizer == "adafactor":
-        return (0,)  # it scales by whole matrices, which the higher stages cut
     lowest = 0 if precision_of(loaded, profile) in ("fp32", "tf32") else 1
     # quantised weights cannot be sharded by elements, DoRA reads them whole, tensor parallel has cut them already
     highest = 2 if _quantised(config) or config.peft_use_dora or config.tensor_parallel_size > 1 else 3
@@ -252,14 +250,7 @@ def _adapter_errors(loaded: Loaded, profile: Profile) -> list[BadInput]:
         message = f"{config.cross_entropy} is for CUDA: its kernels are Triton's"
         fix = "set cross_entropy: auto"
         errors.append(_at(loaded, "cross_entropy", message, config.cross_entropy, fix, "auto, chunked, eager"))
-    if config.optimizer in ON_THE_CARD and config.offload_optimizer in ("cpu", "nvme"):
-        message = f"{config.optimizer} steps on the card and cannot be offloaded"
-        fix = "set optimizer: adamw_torch, or offload_optimizer: none"
-        errors.append(_at(loaded, "offload_optimizer", message, config.offload_optimizer, fix))
     stage = config.zero_stage
-    if config.optimizer == "adafactor" and stage not in ("auto", 0) and config.plan_as is None:
-        message = f"adafactor scales by whole matrices, and ZeRO stage {stage} gives each rank parts of them"
-        errors.append(_at(loaded, "optimizer", message, "adafactor", "set zero_stage: 0, or optimizer: adamw_bnb_8bit"))
     if config.offload_params in ("cpu", "nvme") and stage not in ("auto", 3):
         message = f"parameters are offloaded only at ZeRO stage 3, not at stage {stage}"
         errors.append(_at(loaded, "offload_params", message, config.offload_params, "set zero_stage: 3"))
