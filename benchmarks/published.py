@@ -110,7 +110,7 @@ def setup_of(row: Row) -> Setup:
         if row.get(field) is None:
             raise NotStated(f"{row['id']}: no {field}")
     framework = FRAMEWORKS[row["source"]["repo"]]
-    facts = facts_of(row)
+    facts = _as_held(framework, facts_of(row))
     parallel = row["parallelism"]
     offload = str(row.get("offload"))
     return Setup(
@@ -180,6 +180,13 @@ def profile_of(row: Row) -> Profile:
 
 
 # --- the model ----------------------------------------------------------------------------------------------------
+
+
+def _as_held(framework: Framework, facts: ModelFacts) -> ModelFacts:
+    """litgpt copies a tied head (scripts/convert_hf_checkpoint.py) and ties it in no finetuning."""
+    if framework.name != "litgpt" or not facts.tied_embeddings:
+        return facts
+    return replace(facts, tied_embeddings=False, head_parameters=facts.vocab_size * facts.hidden_size)
 
 
 def facts_of(row: Row) -> ModelFacts:

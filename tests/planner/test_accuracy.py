@@ -59,14 +59,14 @@ def test_memory_stays_as_right_as_it_was(results: Results) -> None:
     assert told.worst < MEMORY_WORST
 
 
-MEMORY_MEDIAN, MEMORY_P90, MEMORY_WORST = 0.045, 0.12, 0.17
-"""Reached: 3.9 %, 10.6 %, 16.3 %."""
+MEMORY_MEDIAN, MEMORY_P90, MEMORY_WORST = 0.042, 0.11, 0.13
+"""Reached: 3.6 %, 9.7 %, 12.2 %."""
 
 
 def test_runs_that_took_no_part_in_fitting(results: Results) -> None:
     memory, throughput = firm(results.unseen_memory), firm(results.unseen_throughput)
     assert (len(memory), len(throughput)) == (62, 52)
-    assert summary(errors(memory)).median < 0.055  # reached 4.9 %
+    assert summary(errors(memory)).median < 0.05  # reached 4.2 %
     assert summary(errors(throughput)).median < 0.058  # reached 4.9 %
     assert summary(errors(throughput)).p90 < 0.14
     right, asked = ladder(memory)
@@ -92,15 +92,14 @@ def test_the_second_batch_of_peaks(results: Results) -> None:
 def test_nine_in_ten_peaks_lie_inside_the_interval(results: Results) -> None:
     rows = firm((*results.memory, *results.unseen_memory, *results.second_memory))
     assert sum(row.inside for row in rows) >= 0.9 * len(rows)  # reached 91 %
-    assert sum(row.error < -0.10 for row in firm(results.memory)) <= 2
+    assert sum(row.error < -0.10 for row in firm(results.memory)) <= 1
 
 
 def test_fits_and_out_of_memory_are_told(results: Results) -> None:
     sure = [one for one in results.verdicts if one.doubt is None]
     fitted, failed = [one for one in sure if one.fitted], [one for one in sure if not one.fitted]
     assert len(fitted) == 53
-    assert sum(one.right for one in fitted) >= 52
-    assert sum(one.right for one in failed) >= len(failed) - 1
+    assert all(one.right for one in (*fitted, *failed))
     right, asked = ladder(firm(results.memory))
     assert right / asked > 0.98
 
