@@ -34,6 +34,7 @@ test: $(READY)
 soak: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.kills --kills 200 --json tests/soak/kills.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.crossings --json tests/soak/crossings.json
+	$(BIN)/python -m tests.soak.features --json tests/soak/features.json
 	DTRAIN_LEAK_SWEEP=tests/soak $(BIN)/python -m pytest -q tests/cloud -k "every_call or Contract"
 	$(BIN)/python -m tests.soak.rentals --launches 200 --json tests/measured/soak_rentals.json
 

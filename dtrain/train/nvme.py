@@ -72,8 +72,8 @@ def prepare(config: Config, folder: Path, needed_bytes: float, is_first_here: bo
 
     if not AsyncIOBuilder().is_compatible(verbose=False):
         raise PartMissing(
-            "libaio's headers are not installed, and DeepSpeed builds its part for drives with them", key="nvme_path",
-            value=config.nvme_path, fix="apt-get install libaio-dev, or offload to cpu",
+            "DeepSpeed's part for drives cannot be built here: it takes libaio's headers and a C compiler",
+            key="nvme_path", value=config.nvme_path, fix="apt-get install libaio-dev g++, or offload to cpu",
         )  # fmt: skip
     if not is_first_here:
         return
