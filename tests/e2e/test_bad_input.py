@@ -21,7 +21,6 @@ from dtrain import assets
 from dtrain.paths import RunPaths
 from dtrain.train.checkpoint import what_is_wrong
 from tests.e2e.cli import Place, metrics, rank_pid, reached, said
-from tests.e2e.materials import write_jsonl
 from tests.waiting import wait_until
 
 
@@ -139,8 +138,7 @@ def test_all_mistakes_of_a_file_are_told_at_once(place: Place) -> None:
     assert told["error"] == told["errors"][0]
 
 
-CONVERSATION = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-
+# a field that is not there: test_light; what else can be wrong in rows: tests/data
 IN_THE_DATA = [
     Mistake(
         "empty data", (*LAUNCH, "--set", "datasets[0].path=empty.jsonl"),
@@ -149,14 +147,6 @@ IN_THE_DATA = [
     Mistake(
         "a line cut in half", (*LAUNCH, "--set", "datasets[0].path=cut.jsonl"),
         told={"message": "row 6 is not a whole JSON object", "file": "cut.jsonl", "line": 6, "fix": "this line"},
-    ),
-    Mistake(
-        "a field that is not there", (*LAUNCH, "--set", "datasets[0].type.field_output=story"),
-        told={"message": "synopsis, short_story", "key": "datasets[0].type.field_output", "fix": "short_story"},
-    ),
-    Mistake(
-        "no chat template", (*LAUNCH, "--set", "datasets=[{path: chat.jsonl, type: chat_template}]"),
-        told={"message": "no chat template", "key": "chat_template", "fix": "chatml"},
     ),
     Mistake(
         "no network for a dataset's name", (*LAUNCH, "--set", "datasets[0].path=nobody/stories"),
@@ -169,7 +159,6 @@ IN_THE_DATA = [
 @pytest.mark.parametrize("mistake", IN_THE_DATA, ids=lambda mistake: mistake.name.replace(" ", "-"))
 def test_bad_data_ends_the_run_before_it_began(place: Place, mistake: Mistake) -> None:
     (place.folder / "empty.jsonl").touch()
-    write_jsonl(place.folder / "chat.jsonl", [CONVERSATION])
     lines = (place.folder / "rows.jsonl").read_text().splitlines(keepends=True)
     (place.folder / "cut.jsonl").write_text("".join(lines[:6])[:-30])
     told = place.dtrain(*mistake.arguments, "--json")
