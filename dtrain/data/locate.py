@@ -77,7 +77,8 @@ def _files(files: list[Path], said_kind: str | None, key: str) -> Source:
     if unknown is not None:
         allowed = "json, jsonl, parquet, csv, tsv, arrow"
         words = "the ending does not tell what the file holds"
-        raise BadInput(words, file=str(unknown), key=f"{key}.path", allowed=allowed, fix="say it: ds_type: json")
+        lines = 'write one object a line: {"text": "…"}' if unknown.suffix == ".txt" else "say it: ds_type: json"
+        raise BadInput(words, file=str(unknown), key=f"{key}.path", allowed=allowed, fix=lines)
     if len(kinds) > 1:
         words = f"files of several kinds ({', '.join(sorted(str(kind) for kind in kinds))}) in one dataset"
         raise BadInput(words, file=str(files[0].parent), key=f"{key}.path", fix="name them one by one in `datasets`")

@@ -83,14 +83,12 @@ class JsonLines:
 
     def _broken(self, row: int, text: bytes, error: Exception) -> BadInput:
         shown = text.strip()[-60:].decode("utf-8", "replace")
-        how = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"not a whole JSON object ({error})"
+        encoding = isinstance(error, UnicodeDecodeError)
+        how = "not UTF-8 text" if encoding else f"not a whole JSON object ({error})"
         if row == 0 and _is_json(self._bytes[:]):
             return self._error(0, "the file is one JSON value over several lines, not rows", fix=_ONE_A_LINE)
-        return self._error(
-            row,
-            f"row {row + 1} is {how}; it ends in {shown!r}",
-            fix="complete this line, or delete it if it was cut off",
-        )
+        fix = "save the file as UTF-8" if encoding else "complete this line, or delete it if it was cut off"
+        return self._error(row, f"row {row + 1} is {how}; it ends in {shown!r}", fix=fix)
 
     def _error(self, row: int, message: str, fix: str | None = None) -> BadInput:
         return BadInput(message, file=str(self.file), line=int(self.lines[row]), fix=fix)
