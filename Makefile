@@ -29,7 +29,7 @@ demo: $(READY)
 	$(BIN)/dtrain launch --profile cpu configs/storyteller-tiny.yaml --yes
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 4 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 4 --dist loadgroup --no-loadscope-reorder
 
 soak: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.kills --kills 200 --json tests/soak/kills.json
