@@ -363,4 +363,8 @@ class States:
         if self.setup.sharding == "zero1" and self.setup.dtypes.accumulation is not None and self.ranks > 1:
             # the flat sum is cast whole to be sent; what backward left goes after the step only
             return self.trained * DTYPE_BYTES[self.setup.dtypes.reduce] + self._unsummed
+        if self.setup.sharding == "zero2" and self.setup.dtypes.accumulation is not None:
+            # stage_1_and_2.py, _add_to_grad_partition_buffer: a bucket's own part is cast before it is added to the sum
+            own = min(self.setup.buckets.reduce, self.trained / self.ranks)
+            return self.reduce_buffers + own * DTYPE_BYTES[self.setup.dtypes.accumulation]
         return self._bucket if self.setup.sharding == "zero0" and self.setup.ranks > 1 else 0.0
