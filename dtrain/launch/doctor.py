@@ -131,8 +131,8 @@ def _launchers() -> list[Finding]:
 
 
 PROBE = """
-import json
-out = {}
+import importlib.util, json
+out, doubts = {}, {}
 try:
     import torch
     out["torch"] = torch.__version__ + (", CUDA " + torch.version.cuda if torch.version.cuda else ", CPU build")
@@ -145,9 +145,15 @@ try:
     out["deepspeed"] = deepspeed.__version__
     import transformers
     out["transformers"] = transformers.__version__
+    if importlib.util.find_spec("flash_attn"):
+        try:
+            from flash_attn import flash_attn_varlen_func
+            out["flash-attn"] = "loads"
+        except Exception as error:
+            doubts["flash-attn"] = "cannot be loaded: " + str(error).split("\\n")[0]
 except Exception as error:
     out["error"] = type(error).__name__ + ": " + str(error)
-print("\\n" + json.dumps(out))
+print("\\n" + json.dumps([out, doubts]))
 """
 
 
@@ -155,11 +161,14 @@ def _tried() -> list[Finding]:
     """torch, each GPU and DeepSpeed really used, in another process: a broken driver may crash it."""
     try:
         told = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS)
-        tried = json.loads(told.stdout.strip().splitlines()[-1])
+        tried, doubts = json.loads(told.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
         return [Finding("torch, tried", "missing", f"no answer within {PROBE_SECONDS} s")]
     except (ValueError, IndexError):
         words = (told.stderr.strip().splitlines() or ["no words"])[-1]
         return [Finding("torch, tried", "missing", f"ended with exit code {told.returncode}: {words}")]
     broken = [Finding("torch, tried", "missing", tried.pop("error"))] if "error" in tried else []
-    return [Finding(f"{name}, tried", "ok", words) for name, words in tried.items()] + broken
+    fixes = {name: fix for name, _, fix in PARTS}
+    found = [Finding(f"{name}, tried", "ok", words) for name, words in tried.items()]
+    found += [Finding(f"{name}, tried", "warning", words, fix=fixes[name]) for name, words in doubts.items()]
+    return found + broken
