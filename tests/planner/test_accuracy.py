@@ -83,7 +83,7 @@ def test_the_second_batch_and_what_was_told_of_it_at_first_look(results: Results
 
 def test_the_second_batch_of_peaks(results: Results) -> None:
     first, now = (summary(errors(firm(rows))) for rows in (results.first_look_memory, results.second_memory))
-    assert (first.rows, now.rows) == (55, 57)  # two could not be planned
+    assert (first.rows, now.rows) == (57, 59)  # two could not be planned
     assert first.median == pytest.approx(0.110, abs=1e-3)  # kept as it was told
     assert now.median < 0.06  # reached 5.3 %
     assert now.p90 < 0.20  # reached 19 %
