@@ -55,8 +55,8 @@ class Api:
 
 _FIXES: Mapping[type[ProviderError], str] = {
     ProviderError: "change what is refused and launch again",
-    ProviderDown: "it is tried again",
-    Throttled: "it is tried again",
+    ProviderDown: "it was asked again for a while: launch again later",
+    Throttled: "it was asked again for a while: launch again later",
     OutcomeUnknown: "`dtrain gc --dry-run` lists what exists",
 }
 

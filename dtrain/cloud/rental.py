@@ -7,6 +7,7 @@ provider took is replaced, and the run goes on from its last checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from dtrain.cloud.meter import Meter
 from dtrain.cloud.mishaps import Helpless, Taken, as_told, ending_of, in_a_line
 from dtrain.cloud.options import CloudOptions
 from dtrain.cloud.order_book import OrderBook
+from dtrain.cloud.provider import ProviderError
 from dtrain.cloud.run_there import RunThere, Unbootable, last_whole_checkpoint
 from dtrain.cloud.stop_request import StopRequest, Wishes
 from dtrain.cloud.telling import Telling
@@ -240,4 +242,7 @@ class Rental:
         self.tell.refused(error)
 
     def _was_nothing_rented(self) -> bool:
+        """Of an order that was never answered the provider must tell; one that does not may have made a machine."""
+        with contextlib.suppress(ProviderError):
+            teardown.settle_unknown(self.market)
         return all(one.state == "refused" for one in self.ledger.begun_standing().of_this_life)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from dtrain.cloud import market
 from dtrain.launch.api import Job
 from dtrain.paths import RunPaths
 from tests.cloud.datacenter import Datacenter
+from tests.cloud.hurry import hurry
 from tests.cloud.leaks import kill_keeper
 from tests.cloud.worlds import World
 from tests.launch.conftest import home, make_job, stand_ins
@@ -58,7 +58,7 @@ def cloud_job(
     made: list[Job] = []
     for name, value in world.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(market, "SETTLE_SECONDS", 1.0)
+    hurry(monkeypatch.setattr)
     world.reset()
 
     def new(steps: int = 10, **more: Any) -> Job:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dtrain.cloud import fleet, keeper, market, rental
 from dtrain.cloud.provider import OutcomeUnknown, ProviderDown, Throttled
@@ -18,14 +20,14 @@ from dtrain.paths import RunPaths
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def hurry() -> None:
-    """In this process, and in the keepers that it starts."""
-    market.SETTLE_SECONDS = 1.0
-    market.POLL_SECONDS = 0.2
-    fleet.ASK_PROVIDER_SECONDS = rental.ASK_PROVIDER_SECONDS = 1.0  # type: ignore[attr-defined]
-    Throttled.retry_seconds = ProviderDown.retry_seconds = OutcomeUnknown.retry_seconds = 0.5
-    keeper.AGAIN_SECONDS = 0.5
-    keeper.command_of = _hurried
+def hurry(put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """In this process, and in the keepers that it starts. `put` may take it back later."""
+    for owner, name, short in (
+        (market, "SETTLE_SECONDS", 1.0), (market, "POLL_SECONDS", 0.2), (fleet, "ASK_PROVIDER_SECONDS", 1.0),
+        (rental, "ASK_PROVIDER_SECONDS", 1.0), (Throttled, "retry_seconds", 0.5), (ProviderDown, "retry_seconds", 0.5),
+        (OutcomeUnknown, "retry_seconds", 0.5), (keeper, "AGAIN_SECONDS", 0.5), (keeper, "command_of", _hurried),
+    ):  # fmt: skip
+        put(owner, name, short)
 
 
 def _hurried(paths: RunPaths) -> tuple[str, ...]:

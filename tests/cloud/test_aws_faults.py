@@ -244,6 +244,15 @@ def test_no_capacity_refuses_the_launch_and_rents_nothing(world: AwsWorld, cloud
     assert (world.created, world.machines()) == ([], [])
 
 
+def test_a_provider_that_answers_html_refuses_the_launch_and_rents_nothing(world: AwsWorld, cloud_job: NewJob) -> None:
+    """Whatever became of the order: it is asked for, until it is clear that there is no machine."""
+    world.faults.append(Fault("RunInstances", "html", times=9))
+    job, launcher = cloud_job(5), AwsLauncher()
+    with pytest.raises(LauncherRefused, match="AWS answers 502 in us-east-1: Bad Gateway"):
+        launcher.submit(job, launcher.render(job))
+    assert (world.created, world.machines()) == ([], [])
+
+
 def test_anywhere_takes_the_next_region(world: AwsWorld, cloud_job: NewJob) -> None:
     world.faults.append(Fault("RunInstances", "InsufficientInstanceCapacity", region="us-east-1"))
     job = cloud_job(5, options={"anywhere": True, "regions": ["us-east-1", "us-west-2"]})
