@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dtrain.cloud import ledger
-from dtrain.cloud.dated_offers import rows_of
+from dtrain.cloud.dated_offers import rows_of, shipped_rows
 from dtrain.cloud.launcher import CloudLauncher
 from dtrain.cloud.provider import (
     TAG,
@@ -18,7 +18,6 @@ from dtrain.cloud.provider import (
     Offer,
     Order,
 )
-from dtrain.hardware.prices import shipped_prices
 
 from . import aws_prices, aws_request
 from .aws_client import NAME, AwsClients, told
@@ -60,7 +59,7 @@ class Aws:
 
     def all_offers(self) -> Sequence[Offer]:
         """Every machine of the shipped table, in the regions where it is offered unless a person names others."""
-        rows = [row for row in shipped_prices() if row.provider == NAME]
+        rows = shipped_rows(NAME)
         return [one for one in aws_prices.everywhere(rows, self.clients) if one.region in self._offered_in()]
 
     def _offered_in(self) -> tuple[str, ...]:

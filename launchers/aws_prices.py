@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dtrain.cloud.dated_offers import Price
 from dtrain.cloud.provider import Offer, ProviderDown, ProviderError
-from dtrain.hardware.prices import Price
 
 from .aws_client import NAME, AwsClients, told
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dtrain.cloud.provider import Need, NoSuchMachine
-from dtrain.hardware.prices import Price, prices
+from dtrain.hardware.prices import Price, prices, shipped_prices
+
+__all__ = ["Price", "rows_of", "shipped_rows"]
 
 
 def rows_of(provider: str, need: Need) -> list[Price]:
@@ -16,3 +18,8 @@ def rows_of(provider: str, need: Need) -> list[Price]:
         )  # fmt: skip
     least = min(row.gpus for row in rows)
     return [row for row in rows if row.gpus == least]
+
+
+def shipped_rows(provider: str) -> list[Price]:
+    """All that the shipped table says is sold by a provider."""
+    return [row for row in shipped_prices() if row.provider == provider]
