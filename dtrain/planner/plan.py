@@ -24,6 +24,7 @@ from dtrain.planner.measured import NO_BIAS, Bias
 from dtrain.planner.memory import TERMS, Memory
 from dtrain.planner.pins import space_of
 from dtrain.planner.positions import position_warnings
+from dtrain.planner.sparse_attention import forgotten
 from dtrain.planner.throughput import StepTime, estimate_time
 
 SCHEMA_VERSION = 1
@@ -165,7 +166,13 @@ def make_plan(
         run=run,
         cost=cost_of(profile, run.hours, provider),
         counts=counts,
-        warnings=(*profile.notes, *loaded.notes, *position_warnings(loaded, facts), *counts.warnings),
+        warnings=(
+            *profile.notes,
+            *loaded.notes,
+            *position_warnings(loaded, facts),
+            *forgotten(loaded.config, facts),
+            *counts.warnings,
+        ),
         reasons=(
             *reasons(found, space),
             *nvme.words(best.setup, loaded.config),

@@ -56,6 +56,19 @@ def _at(loaded: Loaded, key: str, message: str, value: object, fix: str, allowed
     return BadInput(message, file=origin.file, line=origin.line, key=key, value=value, fix=fix, allowed=allowed)
 
 
+TOLD_UNDER = "dtrain_attention"
+"""The key of a model's config.json that says what its tokens saw in a training of ours."""
+
+
+def forgotten(config: Config, facts: ModelFacts) -> tuple[str, ...]:
+    """Of a base model that was trained with sparse attention, where this run says nothing of it."""
+    told = facts.config.get(TOLD_UNDER)
+    if not isinstance(told, dict) or look_back(config) is not None:
+        return ()
+    said = "; ".join(f"{name}: {value}" for name, value in told.items())
+    return (f"{facts.name} was trained with {said}, and here its tokens attend to everything: say the same to keep it",)
+
+
 def back_end(config: Config, profile: Profile) -> str:
     """flex from Ampere on for patterns, whose blocks nobody sees it leaves out; masked sdpa elsewhere."""
     capable = (profile.gpu.compute_capability or (0, 0)) >= (8, 0)

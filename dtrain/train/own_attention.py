@@ -8,9 +8,10 @@ from typing import Any
 
 from dtrain.config.schema import AttentionPattern
 from dtrain.files import read_json, write_json, write_whole
+from dtrain.planner.sparse_attention import TOLD_UNDER
 from dtrain.train.attention import SDPA, UNLIMITED, Sight, register
 
-KEY = "dtrain_attention"
+KEY = TOLD_UNDER
 """In config.json, or in the adapter_config.json of an adapter: `{"attention_pattern": {…}}` or `{"segment_memory": N}`.
 Other libraries pass it by."""
 

@@ -190,3 +190,14 @@ def test_dora_needs_whole_matrices() -> None:
         plan(*dora, "zero_stage: 3")
     assert told(error).key == "zero_stage"
     assert plan(*dora, profile="4090x2").choice.zero_stage < 3
+
+
+def test_a_base_that_was_trained_with_sparse_attention(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SHAPE | {"dtrain_attention": {"segment_memory": 64}}))
+
+    def warnings(line: str) -> str:
+        loaded = loads(f"base_model: {tmp_path}\ndatasets: [{{path: no/data, type: alpaca}}]\n{line}\n")
+        return "\n".join(make_plan(loaded, resolve_profile("a100x8"), load_facts(str(tmp_path))).warnings)
+
+    assert "was trained with segment_memory: 64" in warnings("")
+    assert "was trained with" not in warnings("segment_memory: 64")
