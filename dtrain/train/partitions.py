@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from dtrain.train.nvme import SwapFiles, swap_files
 from dtrain.train.tensor_parallel import part_of
@@ -107,7 +107,7 @@ def _keys_and_pieces(
 def _stage_3_pieces(names: dict[int, str], parameters: list[Any]) -> Iterator[Piece]:
     """Each parameter is flattened and cut into equal parts over the ranks, the last of them padded."""
     offset = 0
-    rank = torch.distributed.get_rank()
+    rank = distributed.get_rank()
     for parameter in parameters:
         share = parameter.ds_tensor.ds_numel
         start = rank * share
@@ -135,12 +135,30 @@ def take_over(optimizer: Any) -> None:
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
         if optimizer.persistent_parameters:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+    elif hasattr(optimizer, "single_partition_of_fp32_groups") and distributed.get_backend() == "gloo":
+        _broadcast(optimizer)
     elif hasattr(optimizer, "update_lp_params"):
         optimizer.update_lp_params()
     elif hasattr(optimizer, "fp32_groups"):
         for masters, parameters in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
             for master, parameter in zip(masters, parameters, strict=True):
                 parameter.data.copy_(master.data)
+
+
+def _broadcast(optimizer: Any) -> None:
+    """What ZeRO-1 and 2 do in `update_lp_params` (stage_1_and_2.py) by gathering; gloo broadcasts three times as fast:
+    0.3 GiB between two ranks in 0.13 s, not 0.44 (four cores that were busy)."""
+    under_way = []
+    for parts, master, group in zip(
+        optimizer.parallel_partitioned_bit16_groups, optimizer.single_partition_of_fp32_groups,
+        optimizer.real_dp_process_group, strict=True,
+    ):  # fmt: skip
+        parts[distributed.get_rank(group)].data.copy_(master.data)
+        for number, part in enumerate(parts):
+            source = distributed.get_global_rank(group, number)
+            under_way.append(distributed.broadcast(part.data.view(torch.uint8), source, group, async_op=True))
+    for one in under_way:
+        one.wait()
 
 
 def undo_dry_step(optimizer: Any) -> None:
