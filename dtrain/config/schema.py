@@ -275,8 +275,8 @@ class Config(Section):
     gradient_checkpointing_kwargs: GradientCheckpointingKwargs | None = None
     attention: Attention = "auto"
     attention_pattern: AttentionPattern | None = None
-    """Train with sparse attention. The model folder at the end says so to `dtrain generate`; other libraries that read it
-    attend to everything."""
+    """Train with sparse attention. The model folder at the end says so to `dtrain generate`; other libraries that read
+    it attend to everything."""
     segment_memory: Count | None = None
     """Transformer-XL's recurrence: rows are cut into segments of so many tokens; a token sees its segment and the one
     before it, whose keys and values pass no gradient."""
