@@ -11,8 +11,13 @@ import base64
 import gzip
 import re
 
-from dtrain.cloud.provider import Order
+from dtrain.cloud.provider import Abilities, Order
 
+ABILITIES = Abilities(
+    idempotent_create=False, server_side_limit=False, shutdown_ends_billing=True, runs_user_data=False, spot=True,
+    several_nodes=False,
+)  # fmt: skip
+"""Of who rents containers: no order has a token, and `shutdown` is the program below."""
 IMAGE = "runpod/pytorch:2.8.0-py3.11-cuda12.8.1-cudnn-devel-ubuntu22.04"
 """RunPod's own, public: sshd, a `python3` that is new enough for who logs in, nvcc for DeepSpeed's kernels; dtrain
 brings its own torch."""

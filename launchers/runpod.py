@@ -11,7 +11,6 @@ from typing import Any
 from dtrain.cloud.cards import cards
 from dtrain.cloud.launcher import CloudLauncher
 from dtrain.cloud.provider import (
-    Abilities,
     Instance,
     Need,
     NoCapacity,
@@ -22,6 +21,7 @@ from dtrain.cloud.provider import (
     ProviderError,
 )
 
+from .container import ABILITIES
 from .rest import Rest
 from .runpod_answer import GONE, console_of, instance_of, listed, offers_of, refusal, spend_refusal
 from .runpod_options import API, NAME, key, options_of
@@ -30,10 +30,7 @@ from .runpod_request import ACCOUNT, CARDS, PATH, PODS, TERMINATE, asked, create
 
 class Runpod:
     name = NAME
-    abilities = Abilities(
-        idempotent_create=False, server_side_limit=False, shutdown_ends_billing=True, runs_user_data=False, spot=True,
-        several_nodes=False,
-    )  # fmt: skip
+    abilities = ABILITIES
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self.options = options_of(options or {})

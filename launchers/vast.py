@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from dtrain.cloud.launcher import CloudLauncher
-from dtrain.cloud.provider import Abilities, Instance, Need, NoCapacity, NoSuchMachine, Offer, Order, ProviderError
+from dtrain.cloud.provider import Instance, Need, NoCapacity, NoSuchMachine, Offer, Order, ProviderError
 
+from .container import ABILITIES
 from .rest import Rest
 from .vast_answer import created_id, instance_of, is_gone, median_of, offer_of, refusal
 from .vast_options import API, CONSOLE, NAME, key, options_of
@@ -19,10 +20,7 @@ from .vast_request import CARDS, INSTANCES, PAGE, SEARCH, ask_path, create_body,
 
 class Vast:
     name = NAME
-    abilities = Abilities(
-        idempotent_create=False, server_side_limit=False, shutdown_ends_billing=True, runs_user_data=False, spot=True,
-        several_nodes=False,
-    )  # fmt: skip
+    abilities = ABILITIES
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self.options = options_of(options or {})
