@@ -197,7 +197,7 @@ class Config(Section):
     tokens: list[str] | None = None
     """Tokens to add to the vocabulary."""
     chat_template: str | None = None
-    """`tokenizer_default`, `chatml`, `tokenizer_default_fallback_chatml`, a name in the tokenizer's own list, or `jinja`;
+    """`tokenizer_default`, `chatml`, `tokenizer_default_fallback_chatml`, a name of the tokenizer's own, or `jinja`;
     default: the tokenizer's own."""
     chat_template_jinja: str | None = None
 
