@@ -14,7 +14,7 @@ from dtrain.config.schema import Config
 MOMENTUM = 0.95
 """Jordan 2024 (kellerjordan.github.io/posts/muon), and DeepSpeed's default."""
 RMS_OF_ADAMW = 0.2
-"""Moonlight (arXiv 2502.16982, section 2.2): steps of this root mean square, so AdamW's learning rate and decay hold."""
+"""Moonlight (arXiv 2502.16982, section 2.2): steps of this root mean square; AdamW's learning rate and decay hold."""
 
 
 def muon(config: Config, others: list[dict[str, Any]], matrices: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -175,7 +175,8 @@ class Rentals(RuleBasedStateMachine):
             if problem:
                 tally.details.append(f"{job.run_id}: {problem}")
         passed = time.monotonic() - bench.began
-        print(f"{passed:.0f} s: {tally.launches} launches, {tally.examples} examples, good: {tally.is_good}", flush=True)
+        told = f"{tally.launches} launches, {tally.examples} examples, good: {tally.is_good}"
+        print(f"{passed:.0f} s: {told}", flush=True)
         assert tally.is_good, (left, tally)
 
     def _note(self, what: str) -> None:
