@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,29 @@ def prepare(config: Config, folder: Path, needed_bytes: float, is_first_here: bo
         )  # fmt: skip
     if not is_first_here:
         return
+    forget_dead_builds()
     shutil.rmtree(folder, ignore_errors=True)
     if problem := planned.drive_problem(folder, needed_bytes):
         raise BadInput(problem, key="nvme_path", value=config.nvme_path, fix="name a folder on a drive with room")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+BUILD_SECONDS = 900.0
+"""After so long nobody builds any more: it took 280 s on four busy cores."""
+
+
+def forget_dead_builds() -> None:
+    """torch loads an extension under a lock file, and waits for ever for one whose owner was killed
+    (torch/utils/file_baton.py): wait for who builds now, and remove what is older."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for name in ("pin_memory", "async_io"):
+        for lock in (*root.glob(f"{name}/lock"), *root.glob(f"*/{name}/lock")):
+            with suppress(FileNotFoundError):
+                while time.time() - lock.stat().st_mtime < BUILD_SECONDS:
+                    time.sleep(0.1)
+                lock.unlink()
 
 
 @contextmanager

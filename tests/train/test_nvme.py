@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,14 @@ def test_two_runs_on_one_drive_have_folders_of_their_own(tmp_path: Path) -> None
     one, other = (nvme.folder_of(asked, Path(output)) for output in ("/runs/a", "/runs/b"))
     assert one != other
     assert one.parent == other.parent == tmp_path
+
+
+def test_the_lock_of_a_build_that_was_killed_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / "py311_cpu" / "pin_memory" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    os.utime(lock, (0, 0))
+    nvme.forget_dead_builds()
+    assert not lock.exists()
+    nvme.forget_dead_builds()
