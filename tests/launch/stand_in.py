@@ -77,6 +77,8 @@ def train(run: Path, rank: int, asked: list[int]) -> int:
     first = max((int(path.name[5:]) for path in run.glob("checkpoints/step-*")), default=0)
     for step in range(first + 1, steps + 1):
         time.sleep(float(os.environ.get("STAND_IN_STEP_SECONDS", "0.01")))
+        if step == steps:
+            wait_for_file("STAND_IN_LAST_STEP_UNTIL")
         if rank == 0:
             log_step(run, step, steps)
         if os.environ.get("STAND_IN_FAILS") == f"{rank}@{step}":

@@ -10,7 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -44,15 +44,33 @@ def training(dtrain: Dtrain, process: subprocess.Popen[Any]) -> RunPaths:
     return paths
 
 
-def test_launch_from_the_plan_to_the_report(dtrain: Dtrain) -> None:
-    assert dtrain("launch", "tiny.yaml", "--profile", "cpu", STAND_IN_STEPS="40") == 0
+def test_launch_from_the_plan_to_the_report(dtrain: Dtrain, tmp_path: Path) -> None:
+    """The run's last step waits until the client has told that it trains: it looks once a moment."""
+    held = {"STAND_IN_STEPS": "40", "STAND_IN_LAST_STEP_UNTIL": str(tmp_path / "told")}
+    with dtrain.start("launch", "tiny.yaml", "--profile", "cpu", **held) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = next_with(process.stdout, "tiny: training")
+        (tmp_path / "told").touch()
+        said += process.stdout.read()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
     paths = the_run(dtrain.folder)
-    for words in ("fits:", "tiny: training", "step 40/40", "held-out", "● held-out loss", "dtrain generate tiny"):
-        assert words in dtrain.out
-    assert str(paths.metrics.relative_to(dtrain.folder)) in dtrain.out
-    assert "\x1b" not in dtrain.out
+    for words in ("fits:", "step 40/40", "held-out", "● held-out loss", "dtrain generate tiny"):
+        assert words in said
+    assert str(paths.metrics.relative_to(dtrain.folder)) in said
+    assert "\x1b" not in said
     assert paths.output.parent == dtrain.folder / "runs"
-    assert dtrain.err == ""
+
+
+def next_with(stream: IO[str], words: str) -> str:
+    """What is said up to the line with these words."""
+    said = ""
+    for line in stream:
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(f"{words!r} was never said:\n{said}")
 
 
 def test_dry_run_shows_what_would_be_done_and_does_nothing(dtrain: Dtrain, home: Path) -> None:
