@@ -161,7 +161,7 @@ def test_lines_that_a_full_disk_did_not_take_are_written_later(tmp_path: Path, m
     assert len(words) == 2
 
 
-def two_saved(folder: Path) -> tuple[Saver, torch.Tensor]:
+def two_saved(folder: Path) -> tuple[Saver, Any]:
     """Checkpoints of steps 1 and 2, and the weights of the first."""
     one, model, _ = a_saver(folder)
     one.save(Progress(step=1))
