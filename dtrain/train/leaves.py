@@ -16,6 +16,8 @@ from queue import SimpleQueue
 
 LEAF_BYTES = 8 * 2**20
 """Part of the format. Large enough that Python's own time does not count, small enough for a thread's buffer."""
+LEAST_THREADS = 4
+"""Of one rank: while some of them hash, others wait for the disk."""
 MOST_THREADS = 8
 """Of one rank. Each reads and hashes about 1 GiB/s (SHA-256 in hardware: 1.5): more than a disk gives to eight."""
 
@@ -74,7 +76,7 @@ def _digest(parts: Sequence[memoryview]) -> bytes:
 def reading_threads() -> int:
     """This rank's share of the machine's cores."""
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(2, min(MOST_THREADS, cores))
+    return max(LEAST_THREADS, min(MOST_THREADS, cores))
 
 
 class LeafReader:
