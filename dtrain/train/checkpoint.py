@@ -18,7 +18,7 @@ from dtrain.train.loop import Progress
 
 MANIFEST = "manifest.json"
 SEAL = "sha256"
-"""Of a manifest, over the rest of it; manifests of schema_version 1 have none."""
+"""Of a manifest, over the rest of it; manifests of before files were hashed in leaves have none."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def wrong_on_the_face(folder: Path, may_lack_files: bool = False) -> str | None:
     """The same as far as the manifest and the files' sizes tell. Machines without a common folder have a part each."""
     try:
         manifest = read_json(folder / MANIFEST)
-        if manifest["schema_version"] != 1 and manifest != sealed(manifest):
+        if _has_a_seal(manifest) and manifest != sealed(manifest):
             return "its manifest is damaged"
         Progress(**manifest["progress"])
         dict(manifest.get("schedule") or {}), dict(manifest.get("versions") or {})
@@ -189,6 +189,11 @@ def wrong_on_the_face(folder: Path, may_lack_files: bool = False) -> str | None:
     except _UNREADABLE as error:
         return _unreadable(error)
     return None
+
+
+def _has_a_seal(manifest: Mapping[str, Any]) -> bool:
+    """Its own key may be what was damaged: then the files tell of which dtrain the manifest is."""
+    return SEAL in manifest or any("leaves_sha256" in about for about in manifest["files"].values())
 
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)

@@ -141,7 +141,7 @@ class Saver:
             return None
         final = self.paths.checkpoint(progress.step)
         manifest = {
-            "schema_version": 2, "step": progress.step, "progress": asdict(progress), "time": round(time.time(), 3),
+            "schema_version": 1, "step": progress.step, "progress": asdict(progress), "time": round(time.time(), 3),
             "world": self.ranks.world, "zero_stage": self.states.zero_stage, **self.about, "files": files,
         }  # fmt: skip
         try:
