@@ -259,9 +259,10 @@ class Config(Section):
     fp16: bool | Auto = False
     tf32: bool | Auto = False
     fp8: bool = False
-    master_weights: Literal["fp32", "bf16"] = "fp32"
-    """The optimizer's own copy of the weights, with its moments and summed gradients. bf16 takes 10 bytes a parameter
-    in all, where fp32 takes 18 to 20; a step smaller than 1/256 of a weight is lost in it (docs/precision.md)."""
+    master_weights: Literal["fp32", "bf16"] | None = None
+    """The optimizer's own copy of the weights, with its moments and summed gradients; fp32 unless said. bf16 takes 10
+    bytes a parameter in all, where fp32 takes 18 to 20; a step smaller than 1/256 of a weight is lost in it
+    (docs/precision.md)."""
 
     # memory and parallelism
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"

@@ -24,7 +24,7 @@ def facts(config: Config, choice: Choice) -> dict[str, Any]:
     return {
         "global_batch_size": choice.global_batch_size, "sequence_len": choice.sequence_len,
         "sample_packing": config.sample_packing, "shuffle": config.shuffle, "seed": config.seed,
-        CUT: config.tensor_parallel_size, MASTERS: config.master_weights,
+        CUT: config.tensor_parallel_size, MASTERS: config.master_weights or "fp32",
     }  # fmt: skip
 
 

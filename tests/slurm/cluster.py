@@ -187,10 +187,9 @@ class Cluster:
         for pid_file in ("slurmctld.pid", "munged.pid"):
             with suppress(OSError, ValueError):
                 os.kill(int((self.base / pid_file).read_text()), signal.SIGTERM)
+        self._remove_network()
         for name in self.names:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
             shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
-        subprocess.run(["ip", "link", "del", self.bridge], check=False, capture_output=True)
 
     def remove_leftovers(self) -> None:
         """Of a test session that was killed."""
@@ -199,8 +198,14 @@ class Cluster:
             for pid in told.split():
                 with suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
+        self._remove_network()
+
+    def _remove_network(self) -> None:
+        """Links by name: with its namespace the kernel removes one only some time later."""
+        for link in (*(f"v{name}" for name in self.names), self.bridge):
+            subprocess.run(["ip", "link", "del", link], capture_output=True, check=False)
+        for name in self.names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
-        subprocess.run(["ip", "link", "del", self.bridge], capture_output=True, check=False)
 
     # --- what tests do with it ----------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from tests.slurm.cluster import Cluster, run
 from tests.ssh.hosts import Host, full_disk, new_key
 
 NAME = "slurmlogin"
+LINK = f"v{NAME}"
 Login = Host
 
 
@@ -28,7 +29,7 @@ def a_login_node(cluster: Cluster, folder: Path) -> Iterator[Login]:
         _network(cluster, address)
         new_key(folder / "host_key")
         environment = f"SetEnv SLURM_CONF={cluster.base / 'slurm.conf'}\n"
-        login = Host(folder, address, 22, new_key(folder / "client_key"), NAME, f"v{NAME}"[:15], more=environment)
+        login = Host(folder, address, 22, new_key(folder / "client_key"), NAME, LINK, more=environment)
         login.up()
         try:
             yield login
@@ -40,10 +41,9 @@ def a_login_node(cluster: Cluster, folder: Path) -> Iterator[Login]:
 
 
 def _network(cluster: Cluster, address: str) -> None:
-    link = f"v{NAME}"[:15]
     run("ip", "netns", "add", NAME)
-    run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", NAME)
-    run("ip", "link", "set", link, "master", cluster.bridge, "up")
+    run("ip", "link", "add", LINK, "type", "veth", "peer", "name", "eth0", "netns", NAME)
+    run("ip", "link", "set", LINK, "master", cluster.bridge, "up")
     run("ip", "-n", NAME, "addr", "add", f"{address}/24", "dev", "eth0")
     run("ip", "-n", NAME, "link", "set", "eth0", "up")
     run("ip", "-n", NAME, "link", "set", "lo", "up")
@@ -53,5 +53,6 @@ def _network(cluster: Cluster, address: str) -> None:
 
 
 def _remove() -> None:
+    subprocess.run(["ip", "link", "del", LINK], check=False, capture_output=True)  # its namespace takes longer to go
     subprocess.run(["ip", "netns", "del", NAME], check=False, capture_output=True)
     shutil.rmtree(Path("/etc/netns") / NAME, ignore_errors=True)

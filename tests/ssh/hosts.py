@@ -57,6 +57,12 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 
 
+def remove_network(namespace: str, link: str) -> None:
+    """Both by name: with its namespace alone the kernel removes the link some time later, and its name stays taken."""
+    ip("link", "del", link)
+    ip("netns", "del", namespace)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -225,7 +231,7 @@ class Network:
         for host in self.hosts:
             host.power_off()
             if host.namespace:
-                ip("netns", "del", host.namespace)
+                remove_network(host.namespace, host.link)
         if self.namespaces:
             ip("link", "del", self.bridge)
         self.disks.close()
