@@ -2,6 +2,7 @@
 # make demo    trains a small storyteller on two CPU ranks and lets it write
 # make test    the test suite
 # make soak    two hundred kill -9 in a row, every layout to every other, rented runs under faults; see tests/soak/*.json
+# make oracles the providers' own clients, that our servers are tried against, each in an environment of its own
 # make check   what CI runs: lint, types, tests
 PYTHON ?= python3
 VENV   := .venv
@@ -11,7 +12,9 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 export DTRAIN_HOME ?= $(CURDIR)/.dtrain
 
-.PHONY: setup demo test soak lint types check wheel clean
+PYTHONS_OF_CLIENTS := $(foreach name,lambda runpod vast,.oracles/$(name)/.ready)
+
+.PHONY: setup demo test oracles soak lint types check wheel clean
 
 setup: $(READY)
 
@@ -30,6 +33,13 @@ demo: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 4 --dist loadgroup --no-loadscope-reorder
+
+oracles: $(PYTHONS_OF_CLIENTS)
+
+.oracles/%/.ready: tests/cloud/oracles/%.txt
+	$(PYTHON) -m venv .oracles/$*
+	.oracles/$*/bin/python -m pip --disable-pip-version-check install -q -r $<
+	@touch $@
 
 soak: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.kills --kills 200 --json tests/soak/kills.json

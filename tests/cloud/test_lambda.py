@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import threading
 import time
@@ -19,6 +18,7 @@ from dtrain_launchers.lambda_pace import Pace
 from dtrain.cloud import provider as api
 from dtrain.cloud.provider import Need, Offer, Order
 from dtrain.errors import BadInput
+from tests.cloud import oracle
 from tests.cloud.lambda_description import description
 from tests.cloud.lambda_server import LambdaServer
 from tests.cloud.served import HTML, Fault
@@ -27,7 +27,6 @@ RUN = "20261123-191500-k3f9"
 KEY = "secret_lambda_0123456789"
 PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExample dtrain"
 H100 = Offer("lambda", "us-west-1", "gpu_1x_h100_sxm5", "h100", 1, 4.29)
-ORACLE = os.environ.get("LAMBDA_ORACLE_PYTHON", "")
 
 
 class Clock:
@@ -329,12 +328,14 @@ def test_the_key_does_not_travel_in_the_clear(cloud: Lambda, monkeypatch: pytest
     assert caught.value.key == "launchers.lambda.regoin"
 
 
-@pytest.mark.skipif(not ORACLE, reason="LAMBDA_ORACLE_PYTHON: an interpreter that has lambda-ai-cloud-api-client")
+@oracle.needs("lambda")
 def test_an_independent_client_reads_every_answer() -> None:
     server = LambdaServer(KEY, time.monotonic)
     server.request_seconds = server.launch_seconds = 0.0
     server.start()
     script = Path(__file__).with_name("lambda_oracle.py")
-    ran = subprocess.run([ORACLE, str(script), server.url, KEY], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        [oracle.interpreter("lambda"), str(script), server.url, KEY], capture_output=True, text=True, timeout=60
+    )
     server.stop()
     assert ran.stdout == "read every answer\n", ran.stderr

@@ -18,12 +18,12 @@ from dtrain_launchers.runpod_request import AFTER_SENDING
 from dtrain.cloud import provider as api
 from dtrain.cloud.provider import Need, Offer, Order
 from dtrain.errors import BadInput
+from tests.cloud import oracle
 from tests.cloud.runpod_server import NO_INSTANCES, RunpodServer
 from tests.cloud.served import HTML, Fault
 
 RUN = "20261123-191500-k3f9"
 KEY = "rpa_0123456789-secret"
-ORACLE = os.environ.get("RUNPOD_ORACLE_PYTHON", "")
 H100 = Offer(
     "runpod", "any data centre", "NVIDIA H100 80GB HBM3, secure cloud", "h100", 2, 7.98,
     data={"gpu_type_id": "NVIDIA H100 80GB HBM3", "cloud": "SECURE"},
@@ -210,10 +210,10 @@ def test_a_container_ends_its_own_rental(server: RunpodServer, tmp_path: Path) -
     assert provider.find() == []
 
 
-@pytest.mark.skipif(not ORACLE, reason="RUNPOD_ORACLE_PYTHON names an interpreter that has runpod 1.12.0")
+@oracle.needs("runpod")
 def test_their_own_client_reads_every_answer(server: RunpodServer) -> None:
     Runpod().create(order())
     env = {**os.environ, "RUNPOD_API_BASE_URL": server.url, "RUNPOD_API_KEY": KEY}
     script = str(Path(__file__).with_name("runpod_oracle.py"))
-    done = subprocess.run([ORACLE, script], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([oracle.interpreter("runpod"), script], env=env, capture_output=True, text=True, timeout=60)
     assert "read every answer: pod not found" in done.stdout, done.stderr

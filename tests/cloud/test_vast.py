@@ -20,12 +20,12 @@ from dtrain.cloud.options import CloudOptions
 from dtrain.cloud.order_book import OrderBook
 from dtrain.cloud.provider import Need, Offer, Order
 from dtrain.errors import BadInput
+from tests.cloud import oracle
 from tests.cloud.served import HTML, Fault
 from tests.cloud.vast_server import VastServer
 
 RUN = "20261123-191500-k3f9"
 KEY = "vast-0123456789-secret"
-ORACLE = os.environ.get("VAST_ORACLE_PYTHON", "")
 H100 = Offer("vast", "SE", "1x H100 SXM", "h100", 1, 2.10, zone="host 77", data={"ask_id": 12, "machine_id": 77})
 USER_DATA = '#!/bin/sh\necho "it\'s first"\n'
 
@@ -219,11 +219,13 @@ def test_a_container_ends_its_own_rental(server: VastServer, tmp_path: Path) -> 
     assert Vast().find() == []
 
 
-@pytest.mark.skipif(not ORACLE, reason="VAST_ORACLE_PYTHON names an interpreter that has vastai 1.9.1")
+@oracle.needs("vast")
 def test_their_own_client_reads_every_answer(server: VastServer) -> None:
     script = str(Path(__file__).with_name("vast_oracle.py"))
     env = {**os.environ, "VAST_URL": server.url}
-    done = subprocess.run([ORACLE, script, KEY], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [oracle.interpreter("vast"), script, KEY], env=env, capture_output=True, text=True, timeout=60
+    )
     assert "read every answer" in done.stdout, done.stderr
 
 
